@@ -1,7 +1,7 @@
 """What can go wrong, said so that a person can mend it.
 
-Every error that a user can cause is a `PlaitError`: what was wanted, what was found, what to do, and where in the recipe.
-The command line prints it and exits with 2; anything else that escapes is a bug of ours and exits with 1.
+Every error that a user can cause is a `PlaitError`: what was wanted, what was found, what to do, and where in the
+recipe. The command line prints it and exits with 2; anything else that escapes is a bug of ours and exits with 1.
 
     PlaitError
     ├── RecipeError       the recipe's text, its keys, its values
@@ -76,7 +76,7 @@ class OutputError(PlaitError):
     """The output directory or its disk."""
 
 
-class Problems(PlaitError):
+class Problems(PlaitError):  # noqa: N818
     """Several problems found together, each one a `PlaitError`, in the order of the recipe."""
 
     def __init__(self, problems: Iterable[PlaitError]) -> None:

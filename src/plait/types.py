@@ -66,7 +66,7 @@ class TensorSpec:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """(rows, columns) of the tensor seen as a matrix: the last axis is the columns; a vector is one column of its entries."""
+        """(rows, columns) of the tensor seen as a matrix: the last axis is the columns; a vector is one column."""
         if len(self.shape) < 2:
             return self.numel, 1
         return math.prod(self.shape[:-1]), self.shape[-1]
@@ -97,7 +97,7 @@ class ModelRef:
                 f"the model reference {text!r} has more than one '+'",
                 wanted="PATH[@REVISION][+ADAPTER[@REVISION]]",
                 found=f"{len(adapters)} adapters",
-                do="use one adapter, or the mapping form {model: {path: …}, lora: {path: …}} for a path that contains '+'",
+                do="use one adapter; for a path that contains '+': {model: {path: …}, lora: {path: …}}",
             )
         path, revision = _at(model, text)
         adapter, adapter_revision = _at(adapters[0], text) if adapters else (None, None)
@@ -123,7 +123,7 @@ def _at(part: str, text: str) -> tuple[str, str | None]:
 
 
 def normal(path: str) -> str:
-    """One spelling for each path: no `./` in front, no `/` at the end, forward slashes (`C:\\models\\x` -> `C:/models/x`)."""
+    """One spelling for each path: no `./` in front, no `/` at the end, forward slashes (also for `C:\\models\\x`)."""
     path = path.strip()
     if "\\" in path:
         path = path.replace("\\", "/")
@@ -141,7 +141,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `5B`, `5GB`, `1.5G`, `500MB`, `2GiB`, `1000`: K, M, B/G, T are powers of 1000; KiB, MiB, GiB, TiB of 1024.
+    """Bytes of `5B`, `5GB`, `1.5G`, `500MB`, `2GiB`, `1000`: K, M, B/G, T are powers of 1000, KiB, MiB, … of 1024.
 
     `B` alone after a number is a billion, as recipes have it (`--out-shard-size 1B`). Raises ValueError.
     """

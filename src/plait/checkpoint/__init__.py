@@ -1,0 +1,59 @@
+"""The one seam: where tensors come from.
+
+A `Checkpoint` has three members. A directory, a Hub model, a LoRA over a base, a realigned vocabulary, a merge that has
+not been written: each is one, and nothing else in plait knows the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from plait.types import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Rows = tuple[int, int]
+
+
+@runtime_checkable
+class Checkpoint(Protocol):
+    """Named tensors and a config. Reading is thread-safe and lazy; opening reads headers only."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json as data; empty when there is none."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Dtype and shape of every tensor, in the order of the files."""
+
+    def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
+        """The tensor, on the CPU, in its stored dtype; the caller owns the memory.
+
+        With `rows = (start, stop)` only those rows of the tensor seen as a matrix (`TensorSpec.matrix`: the last axis is
+        the columns, a vector is one column), shape `[stop - start, columns]`.
+        """
+
+
+def cut(tensor: torch.Tensor, rows: Rows | None) -> torch.Tensor:
+    """`rows` of a tensor that is in memory, as `Checkpoint.read` returns them."""
+    if rows is None:
+        return tensor
+    matrix = tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor.reshape(-1, 1)
+    return matrix[rows[0] : rows[1]].contiguous()
+
+
+class InMemory:
+    """A checkpoint of tensors that are already there; for tests, notebooks and models made in Python."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None = None) -> None:
+        from plait.checkpoint.dtypes import spec_of
+
+        self.config: Mapping[str, Any] = dict(config or {})
+        self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor) for name, tensor in tensors.items()}
+        self._tensors = dict(tensors)
+
+    def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
+        return cut(self._tensors[name].detach().cpu(), rows).clone()

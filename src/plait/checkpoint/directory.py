@@ -1,0 +1,150 @@
+"""A model directory: config.json and weights, in one file or in shards.
+
+For each kind of weights an index wins over a single file, safetensors win over pickles; shards without an index are
+read too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plait.checkpoint import Rows
+from plait.checkpoint.dtypes import torch_dtype
+from plait.checkpoint.header import Extent, read_header
+from plait.errors import ModelError
+from plait.types import TensorSpec
+
+_OTHERS = ("adapter_", "training_args", "optimizer", "scheduler", "rng_state", ".")
+_WEIGHTS = "*.safetensors, or *.bin / *.pt of torch.save"
+
+
+def read_json(path: Path, limit: int = 64_000_000) -> dict[str, Any]:
+    """A JSON object from a model directory; `ModelError` for anything else. `limit`: largest file, bytes."""
+    try:
+        if path.stat().st_size > limit:
+            raise ModelError(f"{path} is too large", wanted=f"at most {limit} bytes", found=f"{path.stat().st_size}")
+        data = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read", found=str(error.strerror)) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON", found=str(error), do="download or copy the file again") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} does not hold a JSON object", wanted="{…}", found=type(data).__name__)
+    return data
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights of a model directory, in shard order; `ModelError` when there are none."""
+    for suffix, single in ((".safetensors", "model.safetensors"), (".bin", "pytorch_model.bin"), (".pt", "model.pt")):
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            return _indexed(folder, index)
+        if (folder / single).is_file():
+            return [folder / single]
+        shards = sorted(p for p in folder.glob(f"*{suffix}") if re.search(r"-of-\d+\.\w+$", p.name))
+        others = sorted(p for p in folder.glob(f"*{suffix}") if not p.name.startswith(_OTHERS))
+        if shards:
+            _complete(folder, shards)
+            return shards
+        if len(others) == 1:
+            return others
+        if len(others) > 1:
+            raise ModelError(
+                f"{folder} has several weight files and nothing that says which belong together",
+                wanted=f"{single} or {index.name}",
+                found=", ".join(p.name for p in others[:4]),
+                do="keep one of them, or name the file itself as the model",
+            )
+    adapter = (folder / "adapter_config.json").is_file()
+    raise ModelError(
+        f"{folder} has no weights",
+        wanted=_WEIGHTS,
+        found="a LoRA adapter" if adapter else ", ".join(sorted(os.listdir(folder))[:6]) or "an empty folder",
+        do=f"name it as BASE+{folder.name}" if adapter else "check the path of the model",
+    )
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise ModelError(f"{index} has no weight_map", wanted="weight_map: {tensor: file}", do="download it again")
+    names = list(dict.fromkeys(weight_map.values()))
+    for name in names:
+        if name != os.path.basename(name) or name in ("", ".", "..") or any(ord(c) < 32 for c in name):
+            raise ModelError(f"{index} names a file outside its folder", wanted="file names", found=repr(name[:80]))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of its {len(names)} shards",
+            wanted=f"the files that {index.name} names",
+            found=f"no {', no '.join(missing[:3])}",
+            do="download the missing files",
+        )
+    return [folder / name for name in sorted(names)]
+
+
+def _complete(folder: Path, shards: list[Path]) -> None:
+    last = re.search(r"-of-0*(\d+)\.", shards[0].name)
+    if last and int(last[1]) != len(shards):
+        raise ModelError(
+            f"{folder} lacks shards", wanted=f"{last[1]} files", found=f"{len(shards)}", do="download the missing files"
+        )
+
+
+class SafetensorsFiles:
+    """One or more safetensors files as a `Checkpoint`; reads with `pread`, so threads share it freely."""
+
+    def __init__(self, files: list[Path], config: Mapping[str, Any]) -> None:
+        self.config = config
+        self._extents: dict[str, Extent] = {}
+        for path in files:
+            for name, extent in read_header(path).items():
+                if name in self._extents:
+                    raise ModelError(
+                        f"the tensor {name!r} is in two files",
+                        found=f"{self._extents[name].path.name} and {path.name}",
+                        do="remove the file that does not belong to the model",
+                    )
+                self._extents[name] = extent
+        self.specs: Mapping[str, TensorSpec] = {name: extent.spec for name, extent in self._extents.items()}
+        self._open: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
+        extent = self._extents[name]
+        count, columns = extent.spec.matrix
+        start, stop = rows or (0, count)
+        row = extent.spec.nbytes // count if count else 0
+        raw = torch.empty((stop - start) * row, dtype=torch.uint8)
+        if raw.numel():
+            self._fill(extent, extent.offset + start * row, raw)
+        shape = (stop - start, columns) if rows else extent.spec.shape
+        return raw.view(torch_dtype(extent.spec.dtype)).reshape(shape)
+
+    def _fill(self, extent: Extent, offset: int, raw: torch.Tensor) -> None:
+        view, file = memoryview(raw.numpy()), self._descriptor(extent.path)
+        while view:
+            got = os.preadv(file, [view], offset)
+            if not got:
+                raise ModelError(
+                    f"{extent.path} became shorter during the merge", do="leave the inputs alone, try again"
+                )
+            view, offset = view[got:], offset + got
+
+    def _descriptor(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._open:
+                self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            return self._open[path]
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_open", {}).values():
+            os.close(descriptor)

@@ -1,0 +1,104 @@
+"""The header of a safetensors file, believed only after it has been checked.
+
+A file is 8 bytes (little-endian length of the header), the header (JSON: name -> dtype, shape, data_offsets), then the
+data, without gaps or overlaps. Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plait.errors import ModelError
+from plait.types import DTYPES, TensorSpec
+
+LONGEST = 100_000_000  # bytes of header, the format's own limit
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where the bytes of one tensor lie: file, offset of the first byte, spec."""
+
+    path: Path
+    offset: int
+    spec: TensorSpec
+
+
+def read_header(path: Path) -> dict[str, Extent]:
+    """Every tensor of a safetensors file with its place, in file order; raises `ModelError` for a file that lies."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little") if size >= 8 else -1
+            if length < 2 or length > min(size - 8, LONGEST):
+                raise _broken(
+                    path,
+                    f"a header of at most {max(size - 8, 0)} bytes",
+                    f"{size} bytes in all" if length < 0 else f"a header of {length} bytes in a file of {size}",
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read", found=str(error.strerror), do="check that the file exists and may be read"
+        ) from error
+    try:
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, "a JSON object with each name once", f"{error}") from error
+    if not isinstance(header, dict):
+        raise _broken(path, "a JSON object", f"a {type(header).__name__}")
+    header.pop("__metadata__", None)
+
+    extents = {}
+    for name, entry in header.items():
+        spec, begin, end = _entry(path, name, entry)
+        if not 0 <= begin <= end or end - begin != spec.nbytes:
+            raise _broken(path, f"{spec.nbytes} bytes for {name!r} ({spec})", f"offsets {begin} to {end}")
+        extents[name] = (Extent(path, 8 + length + begin, spec), begin, end)
+
+    at = 0
+    for name, (_, begin, end) in sorted(extents.items(), key=lambda item: (item[1][1], item[1][2])):
+        if begin != at:
+            fault = "an overlap" if begin < at else "a gap"
+            raise _broken(path, f"the bytes of {name!r} at {at}", f"{fault} at {begin}")
+        at = end
+    if 8 + length + at != size:
+        more = 8 + length + at - size
+        found = f"{more} bytes missing at the end" if more > 0 else f"{-more} bytes too many"
+        raise _broken(path, f"{8 + length + at} bytes", found)
+    return {name: extent for name, (extent, _, _) in sorted(extents.items(), key=lambda item: item[1][1])}
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
+    try:
+        code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, begin, end]
+    except (TypeError, KeyError, ValueError) as error:
+        raise _broken(path, "dtype, shape and data_offsets", f"the entry of {name!r} as {str(entry)[:80]}") from error
+    if not isinstance(code, str) or code not in DTYPES:
+        raise _broken(path, f"a dtype out of {', '.join(DTYPES)}", f"{str(code)[:40]!r} for {name!r}")
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or len(shape) > 16:
+        raise _broken(path, "sizes and offsets from 0 to 2^63", f"{str(numbers)[:80]} for {name!r}")
+    if any(ord(c) < 32 for c in name):
+        raise _broken(path, "printable tensor names", f"{name!r}")
+    return TensorSpec(code, tuple(shape)), begin, end
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} twice")
+    return table
+
+
+def _broken(path: Path, wanted: str, found: str) -> ModelError:
+    return ModelError(
+        f"{path} is not a whole safetensors file",
+        wanted=wanted,
+        found=found,
+        do="download or copy the file again",
+    )

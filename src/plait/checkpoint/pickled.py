@@ -1,0 +1,72 @@
+"""Weights in torch's pickle format, through torch's safe loader with memory mapping, and only that: no code runs."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plait.checkpoint import Rows, cut
+from plait.checkpoint.dtypes import spec_of
+from plait.errors import ModelError
+from plait.types import TensorSpec
+
+_REFUSALS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    OSError,
+)
+_CONVERT = "convert it to safetensors where you trust it"
+
+
+class PickledFiles:
+    """One or more `.bin` / `.pt` files as a `Checkpoint`; tensors are mapped, not loaded."""
+
+    def __init__(self, files: list[Path], config: Mapping[str, Any]) -> None:
+        self.config = config
+        self._tensors: dict[str, torch.Tensor] = {}
+        for path in files:
+            for name, tensor in _load(path).items():
+                if name in self._tensors:
+                    raise ModelError(f"the tensor {name!r} is in two files", found=f"again in {path.name}")
+                self._tensors[name] = tensor
+        self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
+        return cut(self._tensors[name], rows).clone(memory_format=torch.contiguous_format)
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    if not zipfile.is_zipfile(path):
+        raise ModelError(
+            f"{path} is not in torch's zip format",
+            wanted="a file of torch.save (PyTorch 1.6 or newer)",
+            found="a legacy pickle, or something else",
+            do=_CONVERT,
+        )
+    try:
+        data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except _REFUSALS as error:
+        raise ModelError(
+            f"{path} was refused by PyTorch's safe loader",
+            wanted="tensors and plain containers only",
+            found=str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__,
+            do=_CONVERT,
+        ) from error
+    if isinstance(data, dict) and isinstance(data.get("state_dict"), dict):
+        data = data["state_dict"]
+    if not isinstance(data, dict) or not data:
+        raise ModelError(f"{path} holds no state dict", wanted="{name: tensor}", found=type(data).__name__, do=_CONVERT)
+    stray = [str(k) for k, v in data.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
+    if stray:
+        raise ModelError(f"{path} holds more than tensors", found=", ".join(stray[:4]), do=_CONVERT)
+    return data
