@@ -1,0 +1,76 @@
+"""What a method is given: pieces of one output tensor, cut so that no result depends on where the cuts are.
+
+A tensor is seen as a matrix (`TensorSpec.matrix`) and handed out in pieces of whole rows. Sums over a whole tensor are taken
+block by block: blocks have a size that follows from the shape alone, each is summed by itself, and the block sums are added
+exactly (`math.fsum`). So neither the size of the pieces nor the number of threads can change a bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from plait.ops.random import uniform
+
+BLOCK = 1 << 16  # entries
+
+
+def block_rows(columns: int) -> int:
+    """Rows of one block of a matrix with so many columns."""
+    return max(1, BLOCK // max(1, columns))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of every input of one tensor, in the computing dtype. The tensors are lent: never change them in place."""
+
+    models: list[Tensor]  # [rows, columns] each: weights, or differences to the base where the method works on deltas
+    base: Tensor | None  # [rows, columns]
+    row: int = 0  # the first row's number in the whole tensor
+    seed: int = 0
+    tensor: str = ""  # the output's name
+    whole: Any = field(default=None, repr=False)  # what the method's `first` found out about the whole tensor
+
+    @property
+    def start(self) -> int:
+        """Number of the piece's first entry in the whole tensor, row-major."""
+        return self.row * self.models[0].shape[-1] if self.models else 0
+
+    def uniform(self, model: int) -> Tensor:
+        """Random numbers in [0, 1), float32 `[rows, columns]`: a pure function of (seed, tensor, model, entry)."""
+        like = self.models[model]
+        return uniform(self.seed, self.tensor, model, self.start, like.numel(), like.device).reshape(like.shape)
+
+
+class Pieces(Protocol):
+    """The pieces of one tensor, in order; may be gone through as often as a method needs."""
+
+    @property
+    def entries(self) -> int:
+        """Entries of the whole tensor."""
+
+    def __iter__(self) -> Iterator[Piece]: ...
+
+
+def total(
+    pieces: Pieces,
+    measure: Callable[[list[Tensor]], Tensor],
+    of: Callable[[Piece], list[Tensor]] = lambda piece: piece.models,
+) -> Tensor:
+    """The exact sum over all blocks of `measure(block)`, float64; `of` says which tensors of a piece are measured.
+
+    A block is a list of flat tensors, one for each that `of` returns.
+    """
+    parts = []
+    for piece in pieces:
+        tensors = of(piece)
+        size = block_rows(tensors[0].shape[-1])
+        for rows in zip(*(x.split(size) for x in tensors), strict=True):
+            parts.append(measure([r.reshape(-1) for r in rows]).double())
+    columns = torch.stack(parts).reshape(len(parts), -1).T.tolist()
+    return torch.tensor([math.fsum(column) for column in columns], dtype=torch.float64).reshape(parts[0].shape)

@@ -1,0 +1,24 @@
+"""How much to enlarge what a sparsified delta has left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from plait.ops.pieces import Piece, Pieces, total
+
+
+def l1_factors(pieces: Pieces, sparsify: Callable[[Piece], list[Tensor]]) -> list[float]:
+    """For each model sum|delta| / sum|what is left of it|, over the whole tensor; 1 where either sum is below 1e-7.
+
+    This keeps each delta's L1 norm. It is not the 1 / density of the DARE paper: that one keeps the expectation.
+    """
+
+    def norms(block: list[Tensor]) -> Tensor:
+        return torch.stack([x.abs().sum(dtype=torch.float64) for x in block])
+
+    sums = total(pieces, norms, of=lambda piece: [*piece.models, *sparsify(piece)]).tolist()
+    whole, left = sums[: len(sums) // 2], sums[len(sums) // 2 :]
+    return [w / k if w >= 1e-7 and k >= 1e-7 else 1.0 for w, k in zip(whole, left, strict=True)]
