@@ -40,7 +40,7 @@ def _mends(lines: list[str], at: int) -> Iterator[tuple[int, str]]:
     """(line, what to do) for each mend that may apply to an error at line `at`, likeliest first; lines count from 0."""
     bad = lines[at]
     for i, line in enumerate(lines):
-        if line.lstrip().startswith(("```", "~~~")):
+        if i <= at and line.lstrip().startswith(("```", "~~~")):
             yield i, "delete the line: it is the fence of a Markdown code block"
         if i <= at and line.strip() in ("...", "…"):
             yield i, "replace the dots by the real entries: they stand for something left out"

@@ -16,10 +16,12 @@ from typing import Any, Literal
 
 import yaml
 
-from plait import document, grammar
+from plait import document
+from plait import keys as k
 from plait.document import place
-from plait.errors import RecipeError, Where, raise_all
-from plait.grammar import Reading
+from plait.errors import RecipeError, Where
+from plait.grammar import Reading, kind_of, parse
+from plait.schema import schema as schema
 from plait.setting import Setting
 from plait.types import ModelRef
 
@@ -171,7 +173,7 @@ def build(tree: object, text: str, path: str | None, *, lenient: bool = False) -
     if not isinstance(tree, dict):
         do = "write 'merge_method:', 'models:' and so on, one a line"
         where = place(tree) or (Where(path) if path else None)
-        raise RecipeError("a recipe is a mapping", found=grammar.kind_of(tree), do=do, where=where)
+        raise RecipeError("a recipe is a mapping", found=kind_of(tree), do=do, where=where)
     reading = Reading(lenient)
     _one_of(tree, ("models", "slices", "modules"), "the recipe", reading)
     if tree.get("tokenizer") is not None and tree.get("tokenizer_source") is not None:
@@ -180,14 +182,21 @@ def build(tree: object, text: str, path: str | None, *, lenient: bool = False) -
     for name, module in tree["modules"].items() if isinstance(tree.get("modules"), dict) else ():
         if isinstance(module, dict):
             _one_of(module, ("models", "slices"), f"the module {name!r}", reading)
-    keys = grammar.parse(grammar.RecipeKeys, tree, reading)
-    raise_all(reading.problems)
-    assert keys is not None
-    recipe = Recipe(
+    keys = parse(k.RecipeKeys, tree, reading)
+    if keys is None:
+        reading.conclude()
+        raise AssertionError("nothing was read, and nothing was wrong")
+    models, modules = _models(keys.models, reading), _modules(keys.modules, reading)
+    slices = _slices(keys.slices, reading)
+    for source in (s for piece in slices or () for s in piece.sources):
+        if source.layers == (0, 0):
+            what = "a layer_range holds no layer"
+            reading.refuse(RecipeError(what, found="[0, 0]", do="write [0, 32], say", where=source.where))
+    return Recipe(
         keys.merge_method,
-        _models(keys.models, reading),
-        _slices(keys.slices, reading),
-        _modules(keys.modules, reading),
+        models,
+        slices,
+        modules,
         keys.base_model,
         keys.dtype,
         keys.out_dtype,
@@ -197,15 +206,9 @@ def build(tree: object, text: str, path: str | None, *, lenient: bool = False) -
         keys.name,
         text,
         path,
-        tuple(reading.warnings),
+        reading.conclude(),
         tree,
     )
-    for source in (s for piece in recipe.slices or () for s in piece.sources):
-        if source.layers == (0, 0):
-            what = "a layer_range holds no layer"
-            reading.refuse(RecipeError(what, found="[0, 0]", do="write [0, 32], say", where=source.where))
-    raise_all(reading.problems)
-    return recipe
 
 
 def _one_of(tree: dict[str, Any], keys: Sequence[str], what: str, reading: Reading) -> None:
@@ -234,20 +237,20 @@ def _distinct(sources: Iterable[Source], reading: Reading) -> tuple[Source, ...]
     return sources
 
 
-def _source(keys: grammar.ModelKeys) -> Source:
-    layers = keys.layer_range if isinstance(keys, grammar.SourceKeys) else None
+def _source(keys: k.ModelKeys) -> Source:
+    layers = keys.layer_range if isinstance(keys, k.SourceKeys) else None
     return Source(keys.model, layers, keys.parameters, keys.where)
 
 
-def _models(entries: list[grammar.ModelKeys] | None, reading: Reading) -> tuple[Source, ...] | None:
+def _models(entries: list[k.ModelKeys] | None, reading: Reading) -> tuple[Source, ...] | None:
     return _distinct(map(_source, entries), reading) if entries else None
 
 
-def _slices(entries: list[grammar.SliceKeys] | None, reading: Reading) -> tuple[Slice, ...] | None:
+def _slices(entries: list[k.SliceKeys] | None, reading: Reading) -> tuple[Slice, ...] | None:
     return tuple(_slice(entry, reading) for entry in entries) if entries else None
 
 
-def _slice(keys: grammar.SliceKeys, reading: Reading) -> Slice:
+def _slice(keys: k.SliceKeys, reading: Reading) -> Slice:
     if not keys.sources:
         reading.refuse(
             RecipeError("a slice has no sources", do="list {model: …, layer_range: […]} entries"), keys.where
@@ -265,7 +268,7 @@ def _slice(keys: grammar.SliceKeys, reading: Reading) -> Slice:
     return Slice(sources, keys.base_model, keys.parameters, keys.where)
 
 
-def _modules(entries: Mapping[str, grammar.ModuleKeys] | None, reading: Reading) -> Mapping[str, ModulePart] | None:
+def _modules(entries: Mapping[str, k.ModuleKeys] | None, reading: Reading) -> Mapping[str, ModulePart] | None:
     if not entries:
         return None
     parts = {
@@ -275,7 +278,7 @@ def _modules(entries: Mapping[str, grammar.ModuleKeys] | None, reading: Reading)
     return parts
 
 
-def _tokenizer(keys: grammar.RecipeKeys) -> TokenizerRequest | None:
+def _tokenizer(keys: k.RecipeKeys) -> TokenizerRequest | None:
     if keys.tokenizer_source is not None:
         return TokenizerRequest(keys.tokenizer_source)
     if keys.tokenizer is None:
@@ -284,9 +287,9 @@ def _tokenizer(keys: grammar.RecipeKeys) -> TokenizerRequest | None:
     return TokenizerRequest(keys.tokenizer.source, tokens, keys.tokenizer.pad_to_multiple_of)
 
 
-def _token(keys: grammar.TokenKeys) -> TokenRule:
+def _token(keys: k.TokenKeys) -> TokenRule:
     source, force, where = keys.source, keys.force, keys.where
-    if isinstance(source, grammar.TokenOfModel):
+    if isinstance(source, k.TokenOfModel):
         return TokenRule("token", source.model, source.token, source.token_id, force, where)
     if isinstance(source, ModelRef):
         return TokenRule("model", source, force=force, where=where)
