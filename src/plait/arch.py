@@ -82,7 +82,9 @@ class Architecture:
     specs: Mapping[str, TensorSpec]
     vocabularies: frozenset[int]  #: every `vocab_size` of the config
     sizes: frozenset[int]  #: other sizes of the config, which a side may equal by chance
-    tied: Mapping[str, str]  #: head (or second embedding) -> the embedding that it shares its weights with
+    embedding: str | None  #: the token embedding that the output head belongs to
+    head: str | None  #: the output head over the vocabulary, in the file or, when tied, not
+    tied: Mapping[str, str]  #: head (or second embedding, or bias) -> the tensor that it is one with
     buffers: frozenset[str]  #: tensors that the model's code makes anew; an input may lack them
 
     @cached_property
@@ -164,12 +166,15 @@ def infer(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Archite
     stacks = _main([s for prefix, found in numbers.items() if (s := _stack(prefix, found, config))], size)
     kept = {stack.prefix for stack in stacks}
     loose = [name for name, prefix in prefixes.items() if prefix not in kept]
+    embedding, head, tied = _ties(specs, config)
     return Architecture(
         modules=_modules(stacks, loose, size),
         specs=specs,
         vocabularies=frozenset(v for path, v in integers(config) if path[-1] == "vocab_size"),
         sizes=frozenset(v for path, v in integers(config) if "vocab" not in path[-1] and not path[-1].endswith("_id")),
-        tied=_ties(specs, config),
+        embedding=embedding,
+        head=head,
+        tied=tied,
         buffers=frozenset(n for n, spec in specs.items() if names.is_buffer(n, len(spec.shape), spec.floating)),
     )
 
@@ -318,16 +323,16 @@ def _ends(stacks: list[Stack], size: Mapping[str, int]) -> tuple[str, str]:
     return entry, next((p for p in text if "decoder" in found[p]), main)
 
 
-def _ties(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> dict[str, str]:
-    """Head -> embedding, when the config says that they are tied, whether or not the file repeats the head.
+def _ties(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> tuple[str | None, str | None, dict[str, str]]:
+    """The token embedding, the output head, and what is tied: head -> embedding, whether or not the file repeats the head.
 
-    Where the config is silent (the default differs from class to class), a head in the file is taken to be its own, and
-    a generative class without one to be tied. Encoder and decoder embeddings share `shared.weight` if there is one.
+    Where the config is silent (the default differs from class to class), a head in the file is taken to be its own, and a
+    generative class without one to be tied. Encoder and decoder embeddings share `shared.weight` whenever there is one.
     """
     tokens = [n for n in specs if names.TOKENS.search(n) and len(specs[n].shape) == 2 and not names.numbered(n)]
     tokens = [n for n in tokens if not names.words(n) & MODALITIES]
     if not tokens:
-        return {}
+        return None, None, {}
     shared = next((n for n in tokens if n.endswith("shared.weight")), None)
     embedding = shared or next((n for n in tokens if "decoder" in n), tokens[0])
     tied = {n: embedding for n in tokens if shared and n != shared}
@@ -344,11 +349,10 @@ def _ties(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> dict[st
     shape = specs[embedding].shape
     loose = (n for n in specs if n.endswith(".weight") and not names.numbered(n))
     heads = [n for n in loose if specs[n].shape == shape and names.HEAD.search(n)]
-    if heads:
-        return tied | ({heads[0]: embedding} if flag else {})
-    if flag is not False and (head := _absent_head(specs, config, embedding)):
+    head = heads[0] if heads else _absent_head(specs, config, embedding)
+    if head and (flag if heads else flag is not False):
         tied[head] = embedding
-    return tied
+    return embedding, head, tied
 
 
 def _absent_head(specs: Mapping[str, TensorSpec], config: Mapping[str, Any], embedding: str) -> str | None:
