@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import yaml
@@ -118,12 +118,22 @@ class Recipe:
         else:
             yield None, ModulePart(self.models, self.slices)
 
-    def sources(self) -> Iterator[Source]:
-        """Every entry that takes part, in the order of the recipe."""
-        for _, part in self.parts():
-            yield from part.models or ()
+    def resolved(self) -> Iterator[tuple[str | None, Slice, tuple[Settings, ...]]]:
+        """(module, slice, scopes) for each slice of the output, whichever way it is written.
+
+        `models:` is one slice of whole models, to which the base is added as the last source when it is not among them; a
+        slice's own sources stay as they are. `base` is the slice's own or the recipe's. The scopes are the settings of the
+        slice, the module and the recipe: a parameter is looked for in the source's own settings, then in these in order.
+        """
+        for module, part in self.parts():
             for piece in part.slices or ():
-                yield from piece.sources
+                scopes = piece.parameters, part.parameters, self.parameters
+                yield module, replace(piece, base=piece.base or self.base), scopes
+            if part.models:
+                listed = any(source.model == self.base for source in part.models)
+                added = () if listed or self.base is None else (Source(self.base, where=self.at("base_model")),)
+                whole = Slice((*part.models, *added), self.base, where=part.models[0].where)
+                yield module, whole, (whole.parameters, part.parameters, self.parameters)
 
     def references(self) -> tuple[ModelRef, ...]:
         """Every model that the recipe names, once: sources and the slices' bases in order, the base, the tokenizer's."""

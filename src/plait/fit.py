@@ -1,0 +1,182 @@
+"""Whether a recipe and its method fit together: everything that can be said without opening a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from plait.errors import PlaitError, RecipeError, Where, nearest
+from plait.grammar import warning
+from plait.method import Method, Parameter
+from plait.methods import registry
+from plait.recipe import Recipe, Settings, Slice, Source
+from plait.setting import Setting, coerce
+
+
+def problems(
+    recipe: Recipe, *, lenient: bool = False, methods: Mapping[str, Method] | None = None
+) -> tuple[list[PlaitError], list[str]]:
+    """(errors, warnings) of a recipe against its method, which is looked up in `methods`, by default the registry.
+
+    A parameter that the method never looks at is an error, or a warning when lenient.
+    """
+    methods = registry() if methods is None else methods
+    method = methods.get(recipe.method)
+    if method is None:
+        near = nearest(recipe.method, methods)
+        do = f"did you mean {near}?" if near else "write one of them; 'plait methods' tells what each does"
+        what = f"the merge method {recipe.method!r} is unknown"
+        return [RecipeError(what, wanted=", ".join(methods), do=do, where=recipe.at("merge_method"))], []
+    ignored = list(_never_read(recipe, method, methods))
+    found: list[PlaitError] = [*_values(recipe, method), *_base(recipe, method)]
+    warnings = [str(error) for error in _likely_meant(recipe, method)]
+    for _, piece, scopes in recipe.resolved():
+        found += _inputs(piece, method)
+        found += _missing(piece, scopes, method)
+    if lenient:
+        return found, [*(warning(error) for error in ignored), *warnings]
+    return [*found, *ignored], warnings
+
+
+def parameter_schemas(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
+    """Method -> parameter -> JSON Schema of one value: what `plait.recipe.schema` takes."""
+    return {name: {p.name: _schema(p) for p in method.parameters} for name, method in methods.items()}
+
+
+def _schema(parameter: Parameter) -> dict[str, Any]:
+    kinds = {float: "number", int: "integer", bool: "boolean", str: "string"}
+    schema: dict[str, Any] = {"type": kinds[parameter.kind], "description": parameter.doc}
+    if not parameter.required and parameter.default is not None:
+        schema["default"] = parameter.default
+    bounds = {"minimum": parameter.low, "maximum": parameter.high, "enum": list(parameter.choices) or None}
+    return schema | {key: value for key, value in bounds.items() if value is not None}
+
+
+def _scopes(recipe: Recipe) -> Iterator[tuple[str, Settings]]:
+    """(kind of scope, settings) for every `parameters:` of the recipe, in order."""
+    for _, part in recipe.parts():
+        for source in part.models or ():
+            yield "model", source.parameters
+        for piece in part.slices or ():
+            for source in piece.sources:
+                yield "model", source.parameters
+            yield "slice", piece.parameters
+        yield "module", part.parameters
+    yield "recipe", recipe.parameters
+
+
+def _never_read(recipe: Recipe, method: Method, methods: Mapping[str, Method]) -> Iterator[RecipeError]:
+    known = {p.name: p for p in method.parameters}
+    for scope, settings in _scopes(recipe):
+        for name, setting in settings.items():
+            if name in known and scope == "model" and not known[name].per_model:
+                what = f"{name!r} has one value for all models: under a single model it is not looked at"
+                yield RecipeError(what, do="move it to 'parameters:' at the top level", where=setting.where)
+            elif name not in known and name not in method.idle:
+                yield _unknown(name, setting, method, methods)
+
+
+def _unknown(name: str, setting: Setting, method: Method, methods: Mapping[str, Method]) -> RecipeError:
+    own = [p.name for p in method.parameters]
+    having = [m.name for m in methods.values() if any(p.name == name for p in m.parameters)]
+    near = nearest(name, own)
+    do = f"did you mean {near!r}?" if near else "delete it"
+    if having:
+        do = f"delete it, or use a method that has it: {', '.join(having)}"
+    what = f"{method.name} has no parameter {name!r}"
+    return RecipeError(what, wanted=", ".join(own) or "no parameters at all", do=do, where=setting.where)
+
+
+def _values(recipe: Recipe, method: Method) -> Iterator[RecipeError]:
+    known = {p.name: p for p in method.parameters}
+    for scope, settings in _scopes(recipe):
+        for name, setting in settings.items():
+            parameter = known.get(name)
+            if parameter is None or (scope == "model" and not parameter.per_model):
+                continue
+            for value, where in setting.points():
+                if not _fits(value, parameter):
+                    do = "write 1 or less, not a percentage" if parameter.high == 1 else f"write {parameter.range}"
+                    what = f"{name} cannot be {value!r}"
+                    yield RecipeError(what, wanted=parameter.range, found=repr(value), do=do, where=where)
+                    break
+
+
+def _fits(value: object, parameter: Parameter) -> bool:
+    try:
+        value = coerce(value, parameter.kind)
+    except ValueError:
+        return False
+    if isinstance(value, str):
+        return not parameter.choices or value in parameter.choices
+    return (parameter.low is None or value >= parameter.low) and (parameter.high is None or value <= parameter.high)
+
+
+def _base(recipe: Recipe, method: Method) -> Iterator[RecipeError]:
+    if method.base == "required" and any(piece.base is None for _, piece, _ in recipe.resolved()):
+        do = "add 'base_model:' and the model that the others come from"
+        where = recipe.at("merge_method")
+        yield RecipeError(f"{method.name} needs a base_model", found="none", do=do, where=where)
+
+
+def _models(piece: Slice, method: Method) -> list[Source]:
+    """The sources that count as the method's inputs: all but a base that the method treats as one."""
+    return [source for source in piece.sources if method.base == "ignored" or source.model != piece.base]
+
+
+def _inputs(piece: Slice, method: Method) -> Iterator[RecipeError]:
+    if method.base == "required" and piece.base and all(source.model != piece.base for source in piece.sources):
+        do = f"list {piece.base} among the sources of the slice, with its layer_range"
+        yield RecipeError("the base_model is not among the sources of a slice", do=do, where=piece.where)
+    fewest, most = method.inputs
+    models = _models(piece, method)
+    baseless = method.base == "required" and piece.base is None  # said already, and then the count means nothing
+    if baseless or (fewest <= len(models) and (most is None or len(models) <= most)):
+        return
+    wanted = f"at least {fewest}" if most is None else str(fewest) if fewest == most else f"{fewest} to {most}"
+    besides = "" if method.base == "ignored" or piece.base is None else " besides the base"
+    do = "add models" if len(models) < fewest else "remove models, or choose a method that takes more"
+    if len(models) == len(piece.sources) == fewest + 1 and piece.sources[-1].model == piece.base:
+        do = "remove 'base_model:', or list only that model: here the base counts as one more model"
+    found = f"{len(models)}: {', '.join(str(source.model) for source in models)}" if models else "none"
+    what = f"{method.name} takes {wanted} model{'' if wanted == '1' else 's'}{besides}"
+    yield RecipeError(what, wanted=wanted, found=found, do=do, where=piece.where)
+
+
+def _missing(piece: Slice, scopes: tuple[Settings, ...], method: Method) -> Iterator[RecipeError]:
+    shared = {name for settings in scopes for name in settings}
+    for parameter in method.parameters:
+        if not parameter.required or parameter.name in shared:
+            continue
+        name = parameter.name
+        if not parameter.per_model:
+            misplaced = next((s.parameters[name] for s in piece.sources if name in s.parameters), None)
+            do = f"move '{name}:' from the model to" if misplaced else f"add '{name}:' under"
+            where = misplaced.where if misplaced else piece.where
+            yield _needs(f"{method.name} needs {name!r}", parameter, f"{do} 'parameters:' at the top level", where)
+            continue
+        for source in _models(piece, method):
+            if name not in source.parameters:
+                do = f"add '{name}:' under 'parameters:' of the model, or at the top level for all models"
+                yield _needs(f"{method.name} needs {name!r} for {source.model}", parameter, do, source.where)
+
+
+def _needs(what: str, parameter: Parameter, do: str, where: Where | None) -> RecipeError:
+    return RecipeError(what, wanted=f"{parameter.range}: {parameter.doc}", do=do, where=where)
+
+
+def _likely_meant(recipe: Recipe, method: Method) -> Iterator[RecipeError]:
+    """What is allowed and does not do what many expect."""
+    per_model = {p.name for p in method.parameters if p.per_model}
+    for _, piece, scopes in recipe.resolved():
+        for name, setting in ((n, s) for settings in scopes for n, s in settings.items() if n in per_model):
+            points = setting.entries[0].points
+            if len(setting.entries) == 1 and len(points) == len(piece.sources) > 1:
+                what = f"{name}: a list is a gradient over the layers, the same for each model, not one value a model"
+                do = f"put '{name}:' under each model to give each its own"
+                yield RecipeError(what, do=do, where=setting.where)
+    for _, part in recipe.parts():
+        listed = [source.model for source in part.models or ()]
+        if method.base == "ignored" and listed and recipe.base and recipe.base not in listed:
+            what = f"{method.name} has no base: the base_model is merged in as one more model"
+            yield RecipeError(what, do="remove it, or list it with the models", where=recipe.at("base_model"))
