@@ -357,7 +357,7 @@ def _ties(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> tuple[s
 
 def _absent_head(specs: Mapping[str, TensorSpec], config: Mapping[str, Any], embedding: str) -> str | None:
     classes = config.get("architectures") or [""]
-    if not any(str(classes[0]).endswith(end) for end in ("LM", "LMHeadModel", "ConditionalGeneration", "PreTraining")):
+    if not str(classes[0]).endswith(("LM", "LMHeadModel", "ConditionalGeneration", "PreTraining", "MTModel")):
         return None
     if beside := next((head for bias, head in HEAD_BESIDE.items() if bias in specs), None):
         return beside

@@ -42,7 +42,7 @@ _CLASSIFIER = _component(
 )
 #: loose tensors that come before the layers although their last words would put them after
 BEFORE = re.compile(
-    r"(?:embed|wte|wpe|patch|(?:^|[._])pre(?:_|$|\.)|pre_?la?yr?norm|ln_pre|norm_pre|feature_(?:proj|extr)|(?:^|\.)conv|stem|_in(?:\.|_proj)|in_proj|pos_conv|tokens?(?:\.|$|_))"
+    r"(?:embed|per_layer|wte|wpe|patch|(?:^|[._])pre(?:_|$|\.)|pre_?la?yr?norm|ln_pre|norm_pre|feature_(?:proj|extr)|(?:^|\.)conv|stem|_in(?:\.|_proj)|in_proj|pos_conv|tokens?(?:\.|$|_))"
 )
 #: loose tensors that come after the layers
 AFTER = re.compile(
@@ -77,11 +77,11 @@ _MASK = re.compile(r"(?:^|\.)(?:attn|attention|self_attn)\.bias$")
 
 # In this order: the first that matches decides.
 _KIND_PATTERNS: tuple[tuple[Kind, str], ...] = (
-    ("router", r"(?:^|\.)(?:router\w*|\w*shared_expert_gate|\w*expert_bias|\w*correction_bias)(?:\.|$)"),
+    ("router", r"(?:^|\.)(?:router(?!_norm)\w*|\w*shared_expert_gate|\w*expert_bias|\w*correction_bias)(?:\.|$)"),
     ("router", r"(?:^|\.)(?:mlp|moe|block_sparse_moe|feed_forward|ffn|mixer|sparse_moe)\.(?:gate|wg)\."),
     ("expert", r"(?:^|\.)(?:\w*experts?|(?:block_sparse_moe|moe)\.(?:input_linear|output_linear))(?:\.|$)"),
     ("norm", r"LayerNorm|layer_?norm|layrnorm"),
-    ("norm", r"(?:^|[._])(?:norm\w*|rms\w*|ln(?:_\w+|\d)?|batch_norm|bn\d?)(?:[._]|$)"),
+    ("norm", r"(?:^|[._])(?:norm\w*|rms\w*|ln(?:_\w+|\d)?|bn\d?)(?:\.\w+)?$"),
     ("norm", r"[a-z]norm\d?\.(?:weight|bias|scale)$"),
     ("attention", r"(?:^|\.)(?:relative_attention_bias|relative_position_bias_table|pos_bias_[uv]|r_[wrs]_bias)(?:\.|$)"),
     ("attention", r"(?:^|\.)rel_attn\."),
@@ -92,9 +92,9 @@ _KIND_PATTERNS: tuple[tuple[Kind, str], ...] = (
     ("embedding", r"(?:^|[._])\w*embed(?:dings?|s|_\w+)?(?:[._]|$)"),
     ("embedding", r"(?:^|\.)(?:wpe|cls_token|mask_token|tokens?)(?:\.|$)"),
     ("attention", r"(?:^|[._])(?:\w*attn\w*|\w*[aA]ttentions?\w*)(?:[._]|$)"),
+    ("mlp", r"(?:^|[._])(?:mlp\w*|feed_forward\w*|ffn?\w*|DenseReluDense|intermediate\w*|channel_mix)(?:[._]|$)"),
     ("attention", r"(?:^|\.)(?:[qkvo]_proj|[qkv]_lin|out_lin|qkv\w*|Wqkv|query\w*|key|value|c_attn)\."),
-    ("mlp", r"(?:^|[._])(?:mlp\w*|feed_forward\w*|ffn?\w*|DenseReluDense|intermediate|channel_mix)(?:[._]|$)"),
-    ("mlp", r"(?:^|\.)(?:fc\d|c_fc|w[123]|wi(?:_\d)?|wo|lin(?:ear)?\d|(?:gate|up|down|gate_up)_proj|output\.dense)\."),
+    ("mlp", r"(?:^|\.)(?:fc\d|c_fc|w[123]|wi(?:_\d)?|wo|lin(?:ear)?\d|(?:gate|up|down|gate_up)_proj|output\w*\.dense)\."),
 )  # fmt: skip
 _KINDS = tuple((kind, re.compile(pattern)) for kind, pattern in _KIND_PATTERNS)
 
@@ -145,6 +145,6 @@ def words(text: str) -> frozenset[str]:
 
 def after_layers(name: str) -> bool:
     """Whether a loose tensor comes after the layers: final norms, heads, poolers; else before, as embeddings do."""
-    if HEAD.search(name) or _CLASSIFIER.search(name):
+    if HEAD.search(name) or _CLASSIFIER.search(name) or name.endswith("embedding_norm.weight"):  # LFM2's final norm
         return True
     return bool(AFTER.search(name)) and not BEFORE.search(name)

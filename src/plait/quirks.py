@@ -49,7 +49,7 @@ WATCH = re.compile(r"(?:_layers?|_period|_offset|_interval|_freq|_pattern|_step|
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """Layer l is `on` when l % period == offset % period, else `off`; the period is that of `keys` in the config, or `default`."""
+    """Layer l is `on` when l % period == offset % period, else `off`; the period is that of `keys`, or `default`."""
 
     keys: tuple[str, ...]
     default: int
