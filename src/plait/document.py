@@ -115,6 +115,8 @@ def parse(text: str, path: str) -> list[Any]:
         found = f"the control character {error.character!r}"
         raise RecipeError("the recipe is not text", found=found, do="delete it", where=Where(path, line)) from None
     except yaml.YAMLError as error:
+        if "maximum nesting depth" in str(error):
+            raise _too_large(Where(path)) from None
         raise damage(error, text, path) from None
     raise_all(tree.problems)
     return [root for root in roots if root is not None]
@@ -198,6 +200,8 @@ class _Tree:
         return None, []
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
+        if node.style is None and node.value.endswith('"') and node.value.count('"') % 2:
+            self._problem(node, f"{short(node.value)} has a quote at its end only", do="add the missing quote")
         try:
             return self.scalars.yaml_constructors[node.tag](self.scalars, node)
         except (ValueError, yaml.YAMLError, KeyError, OverflowError):

@@ -29,7 +29,7 @@ def problems(
         return [RecipeError(what, wanted=", ".join(methods), do=do, where=recipe.at("merge_method"))], []
     ignored = list(_never_read(recipe, method, methods))
     found: list[PlaitError] = [*_values(recipe, method), *_base(recipe, method)]
-    warnings = [str(error) for error in _likely_meant(recipe, method)]
+    warnings = [warning(error, "") for error in _likely_meant(recipe, method)]
     for _, piece, scopes in recipe.resolved():
         found += _inputs(piece, method)
         found += _missing(piece, scopes, method)

@@ -56,10 +56,10 @@ class Reading:
         return tuple(warning(error) for error in self.ignored)
 
 
-def warning(error: PlaitError) -> str:
-    """An error that a lenient reading passes over, as one line."""
+def warning(error: PlaitError, passed: str = "ignored, as mergekit does: ") -> str:
+    """An error that is passed over, as one line."""
     where, do = f"{error.where}: " if error.where else "", f"; {error.do}" if error.do else ""
-    return f"{where}ignored, as mergekit does: {error.what}{do}"
+    return f"{where}{passed}{error.what}{do}"
 
 
 class Keys(BaseModel):
