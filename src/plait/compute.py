@@ -182,3 +182,45 @@ def merge_tensors(
     )
     parts = [part.reshape(-1) for _, part in task.run(check=False)]
     return torch.cat(parts).reshape(first.shape) if parts else torch.empty(first.shape, dtype=task.dtype)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One output tensor that is an input's, byte for byte; the other inputs must hold the same bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    inputs: Sequence[Reader]
+    piece: int = PIECE
+
+    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor]]:
+        for row, stop in self.cuts():
+            yield row, self.rows(row, stop, None, check)
+
+    def cuts(self) -> Iterator[tuple[int, int]]:
+        rows, columns = TensorSpec("F32", self.shape).matrix
+        step = max(1, self.piece // max(1, columns))
+        for row in range(0, rows if columns else 0, step):
+            yield row, min(row + step, rows)
+
+    def whole(self) -> None:
+        return None
+
+    def rows(self, row: int, stop: int, whole: None = None, check: bool = True) -> Tensor:
+        first, *others = (reader((row, stop)) for reader in self.inputs)
+        for other in others:
+            if not torch.equal(first.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)):
+                raise MergeError(
+                    f"{self.name} is not a floating tensor, and the models differ in it",
+                    wanted="the same values in every model",
+                    found="different values",
+                    do="merge models that agree in it",
+                )
+        if check and not _finite(first):
+            raise MergeError(
+                f"{self.name} has values that are not finite",
+                wanted="finite numbers in every output tensor",
+                found="NaN or infinity in the model that it is copied from",
+                do="look at that input; --allow-nonfinite writes it all the same",
+            )
+        return first

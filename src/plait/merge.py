@@ -1,0 +1,141 @@
+"""The front door: a recipe in, a merge out that is a checkpoint not yet written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plait import arch, fit
+from plait.checkpoint import Rows
+from plait.checkpoint.source import open_model
+from plait.errors import PlaitError, raise_all
+from plait.layout import SHARD_SIZE
+from plait.methods import registry
+from plait.output.save import Saved, save
+from plait.output.sidefiles import check_vocabulary, side_files
+from plait.plan import Options, Plan, make_plan
+from plait.recipe import Recipe, load
+from plait.run import Progress, tensor, tensors
+from plait.strands import Model
+from plait.types import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+
+
+class Merge:
+    """A merged model that has not been written: a `Checkpoint`. Reading a tensor computes it, and no other.
+
+    Iterating yields (name, tensor) in the output's order, one tensor in memory at a time.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._steps = {step.name: step for step in plan.steps}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.plan.config
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        return self.plan.specs
+
+    def read(self, name: str, rows: Rows | None = None) -> Tensor:
+        """One tensor, or rows [start, stop) of its matrix view; raises `PlanError` for an unknown name."""
+        return tensor(self.plan, self._steps.get(name) or self.plan.step(name), rows)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return tensors(self.plan)
+
+    def __len__(self) -> int:
+        return len(self.plan.steps)
+
+    def save(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        threads: int | None = None,
+        copy_tokenizer: bool = True,
+        card: bool = True,
+        hash_inputs: bool = False,
+        allow_nonfinite: bool = False,
+        progress: Progress | None = None,
+    ) -> Saved:
+        """Write the model directory `out`: shards, index, config, tokenizer and side files, card, recipe, provenance.
+
+        `force` replaces a model that is there; `threads`: one a core by default; `hash_inputs` records the SHA-256 of every
+        input file; `allow_nonfinite` writes NaN and infinity too; `progress` is told the bytes done since its last call.
+        """
+        return save(
+            self.plan,
+            Path(out).expanduser(),
+            force=force,
+            threads=threads,
+            copy_tokenizer=copy_tokenizer,
+            write_card=card,
+            hash_inputs=hash_inputs,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
+        )
+
+    def to_transformers(self) -> Any:
+        """The merge as a transformers model in memory, of the class that its config names; writes nothing."""
+        try:
+            import transformers
+        except ImportError as error:
+            raise PlaitError(
+                "transformers is not installed", wanted="transformers", do='pip install "plait[run]"'
+            ) from error
+        config = dict(self.plan.config)
+        kind = getattr(transformers, (config.get("architectures") or [""])[0], None)
+        if kind is None:
+            raise PlaitError(
+                "transformers has no class for this model",
+                wanted="a class that this transformers knows",
+                found=str(config.get("architectures")),
+                do="update transformers, or save the merge and load it with its own code",
+            )
+        return kind.from_pretrained(None, config=kind.config_class.from_dict(config), state_dict=dict(self))
+
+
+def prepare(
+    source: Source | Recipe,
+    *,
+    lenient: bool = False,
+    shard_size: int = SHARD_SIZE,
+    allow_crimes: bool = False,
+    truncate_embeddings: bool = False,
+    seed: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Plan:
+    """Read and check a recipe, open its models (headers only), and plan the merge; raises every problem that is found."""
+    recipe = source if isinstance(source, Recipe) else load(source, lenient=lenient)
+    problems, warnings = fit.problems(recipe, lenient=lenient)
+    raise_all(problems)
+    beside = Path(recipe.path).parent if recipe.path else None
+    models = []
+    for ref in recipe.references():
+        try:
+            opened = open_model(ref, cache=Path(cache) if cache else None, relative_to=beside)
+            models.append(Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config)))
+        except PlaitError as error:
+            problems.append(error)
+    raise_all(problems)
+    options = Options(shard_size, allow_crimes, truncate_embeddings, seed)
+    plan = make_plan(recipe, models, registry()[recipe.method], options)
+    notes = (*recipe.warnings, *warnings, *check_vocabulary(plan), *side_files(plan).notes)
+    return plan.with_notes(notes)
+
+
+def merge(source: Source | Recipe, **options: Any) -> Merge:
+    """A merge that has not been written, from a recipe: a path, a text with line breaks, a dict, or a `Recipe`.
+
+    Options are those of `prepare`: `lenient`, `shard_size` (bytes), `allow_crimes`, `truncate_embeddings`, `seed`, `cache`.
+    """
+    return Merge(prepare(source, **options))

@@ -1,0 +1,85 @@
+"""Write a plan's model directory: shards first, then index, side files, card and provenance, config.json last."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from plait.errors import OutputError
+from plait.layout import index_json
+from plait.output.card import card, title
+from plait.output.provenance import provenance
+from plait.output.sidefiles import side_files
+from plait.plan import Plan
+from plait.run import Progress, run
+from plait.writer import Writer, check_output
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was written."""
+
+    out: Path
+    files: tuple[Path, ...]
+    tensors: int
+    nbytes: int  # of the shards
+    seconds: float
+
+
+def save(
+    plan: Plan,
+    out: Path,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    copy_tokenizer: bool = True,
+    write_card: bool = True,
+    hash_inputs: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> Saved:
+    """Run the plan into the directory `out`; raises before any work where it can, and leaves no half-written model behind."""
+    begun = time.monotonic()
+    folders = [m.opened.folder for m in plan.models if m.opened.folder]
+    check_output(out, plan.nbytes, folders, force)
+    beside = side_files(plan, copy_tokenizer)
+    facts = provenance(plan, hash_inputs)
+    text = card(plan, title(out)) if write_card else None
+    with Writer(out, plan.shards, plan.specs) as writer:
+        run(plan, writer.write, threads=threads, check=not allow_nonfinite, progress=progress)
+        files = writer.finish()
+    try:
+        if len(plan.shards) > 1:
+            files.append(_write(out / "model.safetensors.index.json", index_json(plan.specs, plan.shards)))
+        files += beside.write(out)
+        files.append(_write(out / "plait_config.yml", plan.recipe.text))
+        files.append(_write(out / "plait_provenance.json", _json(facts)))
+        if text is not None:
+            files.append(_write(out / "README.md", text))
+        if plan.config:
+            files.append(_write(out / "config.json", _json(plan.config)))
+    except OSError as error:
+        raise OutputError(
+            f"writing to {out} failed after the weights",
+            found=error.strerror or str(error),
+            do="free some space and run the merge again with --force",
+        ) from error
+    return Saved(out, tuple(files), len(plan.steps), plan.nbytes, time.monotonic() - begun)
+
+
+def _json(data: object) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a small file so that a reader sees the old one or the new one, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return path
