@@ -200,7 +200,7 @@ class _Tree:
         return None, []
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
-        if node.style is None and node.value.endswith('"') and node.value.count('"') % 2:
+        if not node.style and node.value.endswith('"') and node.value.count('"') % 2:
             self._problem(node, f"{short(node.value)} has a quote at its end only", do="add the missing quote")
         try:
             return self.scalars.yaml_constructors[node.tag](self.scalars, node)
