@@ -1,0 +1,66 @@
+"""The command line. Every file of this folder that does not start with an underscore is a verb, loaded when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from typing import Any
+
+import click
+
+
+class Verbs(click.Group):
+    """Finds its commands in this folder."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from plait.errors import nearest
+
+        if args and self.get_command(ctx, args[0]) is None:
+            guess = nearest(args[0], self.list_commands(ctx))
+            ctx.fail(f"there is no verb {args[0]!r}" + (f"; did you mean {guess}?" if guess else ""))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="plait", message="%(package)s %(version)s")
+def cli() -> None:
+    """Merge language models: weave the weights of several checkpoints into one.
+
+    \b
+    plait demo                     the whole story on small bundled models
+    plait check recipe.yml         find every mistake before the work
+    plait merge recipe.yml OUT     run the recipe
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line. Exit codes: 0 done, 2 the user can mend it, 1 a bug of ours, 130 interrupted."""
+    from plait.errors import PlaitError
+
+    try:
+        code = cli.main(args, prog_name="plait", standalone_mode=False)
+    except PlaitError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,100 @@
+"""How facts look in a terminal: sizes, times, JSON, notes, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: 1.27 GB, 640 MB, 12 KB."""
+    for unit, scale, digits in (("TB", 1e12, 2), ("GB", 1e9, 2), ("MB", 1e6, 0), ("KB", 1e3, 0)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.{digits}f} {unit}"
+    return f"{nbytes:.0f} bytes"
+
+
+def seconds(value: float) -> str:
+    """Seconds for people: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def number(value: object) -> str:
+    """A parameter's value for people."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def emit_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def notes(lines: Iterable[str], quiet: bool = False) -> None:
+    if not quiet:
+        for line in lines:
+            click.echo(f"note: {line}", err=True)
+
+
+def columns(rows: list[tuple[str, ...]], indent: str = "  ") -> None:
+    """Print rows as aligned columns; the last column is left as it is."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo((indent + "  ".join([*cells, row[-1]])).rstrip())
+
+
+@contextmanager
+def progress(total: int, what: str, quiet: bool = False) -> Iterator[Callable[[int], None] | None]:
+    """Yields a function that is told finished bytes: a bar with GB/s and time left on a terminal, plain lines elsewhere."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield _lines(total, what)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+def _lines(total: int, what: str) -> Callable[[int], None]:
+    """A line at each tenth, for logs; says nothing about work that ends within seconds."""
+    import threading
+    import time
+
+    begun, lock = time.monotonic(), threading.Lock()
+    state = {"done": 0, "told": 0}
+
+    def tell(done: int) -> None:
+        with lock:
+            state["done"] += done
+            tenth, passed = state["done"] * 10 // max(total, 1), time.monotonic() - begun
+            if tenth > state["told"] and passed > 5:
+                state["told"] = tenth
+                left = passed * (total - state["done"]) / max(state["done"], 1)
+                rate = size(state["done"] / passed)
+                click.echo(f"{what}: {size(state['done'])} of {size(total)}, {rate}/s, {seconds(left)} left", err=True)
+
+    return tell

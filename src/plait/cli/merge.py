@@ -1,0 +1,116 @@
+"""`plait merge`: run a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from plait.cli import _show
+from plait.cli._options import planning, prepared
+
+#: options of mergekit-yaml that have nothing left to do here: (spelling, takes a value)
+IDLE = (
+    ("--lora-merge-cache", True),
+    ("--lora-merge-dtype", True),
+    ("--device", True),
+    ("--cuda/--no-cuda", False),
+    ("--low-cpu-memory/--no-low-cpu-memory", False),
+    ("--read-to-gpu/--no-read-to-gpu", False),
+    ("--multi-gpu/--no-multi-gpu", False),
+    ("--gpu-rich/--no-gpu-rich", False),
+    ("--clone-tensors/--no-clone-tensors", False),
+    ("--trust-remote-code/--no-trust-remote-code", False),
+    ("--lazy-unpickle/--no-lazy-unpickle", False),
+    ("--safe-serialization/--no-safe-serialization", False),
+    ("--async-write/--no-async-write", False),
+    ("--write-threads", True),
+)
+#: of these, the ones whose absence a user would want to hear of
+TOLD = {
+    "device": "plait computes on the CPU",
+    "cuda": "plait computes on the CPU",
+    "multi_gpu": "plait computes on the CPU",
+    "gpu_rich": "plait computes on the CPU",
+    "trust_remote_code": "no code of a model is ever run",
+}
+
+
+def idle(function: Any) -> Any:
+    for spelling, valued in reversed(IDLE):
+        kind: dict[str, Any] = {"type": str, "metavar": "X"} if valued else {"default": None}
+        function = click.option(spelling, help="Nothing to do.", **kind)(function)
+    return function
+
+
+@click.command()
+@click.argument("recipe", type=click.Path())
+@click.argument("out", type=click.Path())
+@planning
+@click.option("--copy-tokenizer/--no-copy-tokenizer", default=True, help="Tokenizer files into OUT.  [default: yes]")
+@click.option("--write-model-card/--no-write-model-card", default=True, help="README.md into OUT.  [default: yes]")
+@click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
+@click.option("--allow-nonfinite", is_flag=True, help="Write NaN and infinity too.")
+@click.option("--hash-inputs", is_flag=True, help="Record the SHA-256 of every input file (reads them once more).")
+@click.option("-j", "--num-threads", type=click.IntRange(1), default=None, help="Threads.  [default: one a core]")
+@click.option("-v", "--verbose", count=True, help="Say more.")
+@click.option("--quiet/--no-quiet", help="Say nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="The closing facts as JSON.")
+@idle
+def command(recipe: str, out: str, **options: Any) -> None:
+    """Run RECIPE and write the model directory OUT.
+
+    Takes every option of mergekit-yaml; those with nothing left to do say so.
+    """
+    from plait.estimate import memory
+    from plait.merge import Merge
+    from plait.run import default_threads
+
+    quiet = options["quiet"]
+    asked = [name for name in TOLD if options[name] not in (None, False, "cpu", "auto")]
+    _show.notes(dict.fromkeys(f"--{name.replace('_', '-')}: {TOLD[name]}" for name in asked), quiet)
+    if options["safe_serialization"] is False:
+        _show.notes(["--no-safe-serialization: the weights are written as safetensors all the same"], quiet)
+    plan = prepared(recipe, options)
+    _show.notes(plan.notes, quiet)
+    if options["verbose"]:
+        _show.notes(
+            f"{len(d.names)} tensors of {plan.models[d.model].ref} are not in the output: {d.reason}"
+            for d in plan.dropped
+        )
+    threads = options["num_threads"] or default_threads()
+    if not quiet:
+        click.echo(
+            f"{plan.recipe.method} of {len(plan.models)} models: {len(plan.steps)} tensors, "
+            f"reads {_show.size(plan.read_nbytes)}, writes {_show.size(plan.nbytes)} in {len(plan.shards)} "
+            f"shard{'s' * (len(plan.shards) > 1)}, works in {_show.size(memory(plan, threads))} of memory",
+            err=True,
+        )
+    with _show.progress(plan.nbytes, "merging", quiet) as tell:
+        saved = Merge(plan).save(
+            out,
+            force=options["force"],
+            threads=threads,
+            copy_tokenizer=options["copy_tokenizer"],
+            card=options["write_model_card"],
+            hash_inputs=options["hash_inputs"],
+            allow_nonfinite=options["allow_nonfinite"],
+            progress=tell,
+        )
+    if options["as_json"]:
+        _show.emit_json(
+            {
+                "out": str(saved.out),
+                "files": [path.name for path in saved.files],
+                "tensors": saved.tensors,
+                "bytes": saved.nbytes,
+                "seconds": round(saved.seconds, 3),
+            }
+        )
+    elif not quiet:
+        speed = (plan.read_nbytes + saved.nbytes) / max(saved.seconds, 1e-9)
+        click.echo(
+            f"wrote {saved.out}: {saved.tensors} tensors, {_show.size(saved.nbytes)}, "
+            f"in {_show.seconds(saved.seconds)} ({_show.size(speed)}/s read and written)"
+        )
+        click.echo(f"next: AutoModelForCausalLM.from_pretrained({str(saved.out)!r}); the card is {saved.out}/README.md")

@@ -1,0 +1,76 @@
+"""`plait methods`: the list of merge methods, or the page of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from plait.cli import _show
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def command(name: str | None, as_json: bool) -> None:
+    """List the merge methods, or show the page of NAME: what it does, its parameters, its paper."""
+    from plait.errors import PlanError, nearest
+    from plait.methods import registry
+
+    methods = registry()
+    if name is not None and name not in methods:
+        guess = nearest(name, methods)
+        raise PlanError(
+            f"there is no merge method {name!r}",
+            wanted=", ".join(methods),
+            found=name,
+            do=f"did you mean {guess}?" if guess else None,
+        )
+    if as_json:
+        _show.emit_json(_facts(methods[name]) if name else [_facts(m) for m in methods.values()])
+    elif name is None:
+        _show.columns([(m.name, m.summary) for m in methods.values()], indent="")
+    else:
+        method = methods[name]
+        click.echo(f"{method.name}\n\n{method.doc}\n")
+        fewest, most = method.inputs
+        models = str(fewest) if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
+        click.echo(f"models: {models}{'' if method.base == 'ignored' else ' besides the base'}; base: {method.base}")
+        click.echo("parameters:")
+        for p in method.parameters:
+            default = (
+                "required"
+                if p.required
+                else f"default {_show.number(p.default)}"
+                if p.default is not None
+                else "optional"
+            )
+            click.echo(f"  {p.name}: {p.range}, {'one for each model' if p.per_model else 'shared'}, {default}")
+            click.echo(f"      {p.doc}")
+        if method.idle:
+            click.echo(f"accepted without effect: {', '.join(method.idle)}")
+
+
+def _facts(method: Any) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "doc": method.doc,
+        "reference": method.reference,
+        "base": method.base,
+        "models": method.inputs,
+        "space": method.space,
+        "parameters": [
+            {
+                "name": p.name,
+                "type": p.kind.__name__,
+                "per_model": p.per_model,
+                "required": p.required,
+                "default": None if p.required else p.default,
+                "range": p.range,
+                "doc": p.doc,
+            }
+            for p in method.parameters
+        ],
+        "accepted_without_effect": list(method.idle),
+    }

@@ -1,0 +1,83 @@
+"""What a plan will cost, told before the work: bytes, memory, seconds of computing measured on a sample."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import torch
+
+from plait.checkpoint.dtypes import torch_dtype
+from plait.compute import PIECE, Copy, Task, merge_tensors
+from plait.ops.pieces import block_rows
+from plait.plan import Plan, Step
+from plait.run import default_threads, task
+from plait.types import DTYPES
+
+WORKSPACE = 6  # float32 buffers of a piece that a method may hold besides its inputs
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes read and written, peak bytes of working memory over all threads, seconds of computing on them."""
+
+    read_nbytes: int
+    write_nbytes: int
+    memory: int
+    seconds: float
+    threads: int
+
+
+def memory(plan: Plan, threads: int) -> int:
+    """Bytes of working memory at the peak, above what the process holds before the work."""
+    return threads * max((_working_set(plan, step) for step in plan.steps), default=0)
+
+
+def estimate(plan: Plan, threads: int | None = None) -> Estimate:
+    """All figures; takes some milliseconds for each kind of step, since it runs a sample of each."""
+    threads = threads or default_threads()
+    groups: defaultdict[tuple[object, ...], list[Step]] = defaultdict(list)
+    for step in plan.steps:
+        codes = tuple(plan.spec_of(source).dtype for source in step.sources())
+        groups[step.method.name if step.method else None, codes].append(step)
+    seconds = 0.0
+    for (method, codes), steps in groups.items():
+        entries = sum(step.spec.numel for step in steps)
+        if method is not None and entries:
+            seconds += entries * _seconds_per_entry(plan, max(steps, key=lambda s: s.spec.numel), codes)
+    return Estimate(plan.read_nbytes, plan.nbytes, memory(plan, threads), seconds / threads, threads)
+
+
+def _working_set(plan: Plan, step: Step) -> int:
+    made = task(plan, step)
+    columns = step.spec.matrix[1]
+    inputs = [DTYPES[plan.spec_of(source).dtype].bits // 8 for source in step.sources()]
+    if isinstance(made, Copy):
+        return min(step.spec.numel, max(PIECE, columns)) * sum(inputs)
+    start, stop = max(made.cuts(), key=lambda cut: cut[1] - cut[0], default=(0, 0))
+    wide = 8 if made.computing == torch.float64 else 4
+    return (stop - start) * columns * (sum(inputs) + wide * (len(inputs) + WORKSPACE))
+
+
+def _seconds_per_entry(plan: Plan, step: Step, codes: tuple[object, ...]) -> float:
+    """Seconds for one entry of such a step on one thread, from a run on random numbers."""
+    made = task(plan, step)
+    assert isinstance(made, Task)
+    columns = step.spec.matrix[1]
+    rows = min(step.spec.matrix[0], block_rows(columns) * math.ceil(PIECE / max(1, block_rows(columns) * columns)))
+    noise = torch.Generator().manual_seed(0)
+    sample = [(torch.randn(rows, columns, generator=noise) * 0.02).to(torch_dtype(str(code))) for code in codes]
+    base, models = (sample[0], sample[1:]) if made.base else (None, sample)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        best = math.inf
+        for _ in range(2):
+            begun = time.perf_counter()
+            merge_tensors(replace(made.method), made.params, models, base, dtype=made.dtype)
+            best = min(best, time.perf_counter() - begun)
+    finally:
+        torch.set_num_threads(before)
+    return best / max(1, rows * columns)
