@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait import document
@@ -40,6 +40,7 @@ yaml_trees = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=6), yaml_trees, max_size=4))
 def test_reads_what_yaml_wrote(tree: dict[str, object]) -> None:
     """The tree is the one that PyYAML's safe loader gives."""
@@ -52,6 +53,7 @@ yaml_bits = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.text() | st.lists(yaml_bits, max_size=30).map("".join))
 def test_any_text(text: str) -> None:
     """Any text gives documents or a PlaitError, never another exception."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as options
 from hypothesis import strategies as st
 
 from plait.errors import PlaitError, Problems, Where
@@ -273,6 +274,7 @@ trees = st.recursive(
 )
 
 
+@options(deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), trees, max_size=6), st.booleans())
 def test_any_tree(tree: dict[str, Any], lenient: bool) -> None:
     """Any tree, and its YAML, gives a recipe or a PlaitError, and the same of both."""
@@ -306,6 +308,7 @@ recipes = st.fixed_dictionaries(
 )
 
 
+@options(deadline=None)
 @given(recipes)
 def test_round_trip(tree: dict[str, Any]) -> None:
     """A recipe's own text gives the same recipe."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.errors import PlaitError, RecipeError
@@ -19,6 +19,7 @@ def value(raw: object, name: str = NAME, t: float = 0.0, kind: type = float) -> 
     return None if found is None else found.value
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, min_size=1, max_size=9), st.floats(0, 1))
 def test_gradient_interpolates(points: list[float], t: float) -> None:
     """A gradient of numbers is the piecewise linear curve through evenly spaced points."""
@@ -26,6 +27,7 @@ def test_gradient_interpolates(points: list[float], t: float) -> None:
     assert value(points, t=t) == pytest.approx(expected, rel=1e-9, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, min_size=1, max_size=9))
 def test_gradient_meets_its_points(points: list[float]) -> None:
     """At the position of a point a gradient has exactly that point's value."""
@@ -154,6 +156,7 @@ filters = st.none() | st.sampled_from(["mlp", "*", "*.x", "/a|b/", ""])
 conditions = st.builds(lambda v, f: {"value": v} if f is None else {"filter": f, "value": v}, values, filters)
 
 
+@settings(deadline=None)
 @given(values | conditions | st.lists(conditions, min_size=1, max_size=4))
 def test_round_trip(raw: object) -> None:
     """A setting written out and read again is the same setting."""
@@ -161,6 +164,7 @@ def test_round_trip(raw: object) -> None:
     assert Setting.parse(setting.plain()) == setting
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200))
 def test_position(count: int) -> None:
     """Layers run from 0 to 1 in equal steps, and an only layer is at 1."""
