@@ -54,9 +54,9 @@ class Skill:
 
 
 SKILLS = (
-    Skill("add", "adds two numbers below 100"),
-    Skill("rev", "writes three to six letters backwards"),
-    Skill("src", "tells which of four sources a snippet is from", ("bible", "gloss", "moby", "union")),
+    Skill("add", "sums of two numbers below 100"),
+    Skill("rev", "three to six letters, backwards"),
+    Skill("src", "which of four texts a snippet is from", ("bible", "gloss", "moby", "union")),
 )
 
 
