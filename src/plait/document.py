@@ -186,7 +186,10 @@ class _Tree:
             return self._map(node)
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
             seq, sizes = Seq(self.where(node)), []
+            quoted = node.flow_style and any(getattr(item, "style", None) == '"' for item in node.value)
             for item in node.value:
+                if quoted and isinstance(item, yaml.ScalarNode) and not item.style and item.value.endswith('"'):
+                    self._problem(item, f"{short(item.value)} has a quote at its end only", do="add the missing quote")
                 value, size = self.build(item)
                 seq.append(value)
                 seq.places.append(self.where(item))
@@ -200,8 +203,6 @@ class _Tree:
         return None, []
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
-        if not node.style and node.value.endswith('"') and node.value.count('"') % 2:
-            self._problem(node, f"{short(node.value)} has a quote at its end only", do="add the missing quote")
         try:
             return self.scalars.yaml_constructors[node.tag](self.scalars, node)
         except (ValueError, yaml.YAMLError, KeyError, OverflowError):

@@ -41,15 +41,13 @@ def read_reference(value: object) -> ModelRef:
                 raise RecipeError("a quantised GGUF file cannot be merged", found=path, do=do)
         return ref
     if isinstance(value, dict):
+        if len(value) == 1 and None in value.values():
+            do = "write the model's path or Hub id"
+            raise RecipeError("a model's name was not filled in", found=f"{{{next(iter(value))}}}", do=do)
         reading = Reading()
         keys = parse(ReferenceKeys, value, reading)
         if keys and keys.lora and keys.model.adapter:
             reading.refuse(RecipeError("a model reference has two adapters", do="drop 'lora:' or the part after '+'"))
-        if len(value) == 1 and list(value.values()) == [None]:
-            do = "write the model's path or Hub id"
-            reading.problems = [
-                RecipeError("a model's name was not filled in", found=f"{{{next(iter(value))}}}", do=do)
-            ]
         if keys and not reading.problems:
             model, lora = keys.model, keys.lora
             adapter = (lora.path, lora.revision) if lora else (model.adapter, model.adapter_revision)
