@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from plait import fit
 from plait.demo.score import HERE, SKILLS, Score, load, one_thread, score, write
+from plait.demo.story import Row, Story, play, unpack
+from plait.demo.table import learnt, plain
+from plait.errors import OutputError, PlaitError
+from plait.recipe import load as load_recipe
 
 pytest.importorskip("transformers")
 
+KNOWN_SKILLS = ("add", "rev", "src")
 #: right answers of 500, counted when the models were made (add, rev, src)
 KNOWN = {"base": (215, 316, 290), "add": (449, 288, 288), "rev": (206, 459, 287), "src": (126, 297, 345)}
 
@@ -89,3 +99,110 @@ def test_models_share_tokenizer_and_config() -> None:
     tokenizers = [(HERE / "models" / name / "tokenizer.json").read_bytes() for name in KNOWN]
     assert all(config == configs[0] for config in configs)
     assert all(tokenizer == tokenizers[0] for tokenizer in tokenizers)
+
+
+RECIPES = sorted((HERE / "recipes").glob("*.yml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_right_and_says_what_it_does(recipe: Path) -> None:
+    """Each recipe of the demo passes every check without a warning, and its first line describes it."""
+    loaded = load_recipe(recipe)
+    assert fit.problems(loaded, lenient=False) == ([], [])
+    assert loaded.warnings == ()
+    assert loaded.method == recipe.stem
+    assert recipe.read_text().startswith("# ")
+
+
+def test_a_recipe_that_is_there_is_kept_and_the_models_are_made_whole(tmp_path: Path) -> None:
+    """Playing again keeps the user's recipes and mends the models."""
+    out = unpack(tmp_path / "demo")
+    recipe, model = out / "recipes" / "ties.yml", out / "models" / "base" / "model.safetensors"
+    recipe.write_text("# mine\n")
+    model.write_bytes(b"cut")
+    assert unpack(out) == out
+    assert recipe.read_text() == "# mine\n"
+    assert model.read_bytes() == (HERE / "models" / "base" / "model.safetensors").read_bytes()
+
+
+def test_a_directory_with_something_else_is_refused(tmp_path: Path) -> None:
+    """The demo does not write into a directory that holds other things, nor over a file."""
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not a directory of the demo"):
+        unpack(tmp_path)
+    with pytest.raises(OutputError):
+        unpack(tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_without_transformers_the_error_tells_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without transformers the demo stops before it writes anything, and says what to install."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(PlaitError, match=re.escape('pip install "plait[run]"')):
+        play(tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+def told(merged: tuple[int, int, int], base: tuple[int, int, int] = (200, 200, 200)) -> Story:
+    """A story with one merge, from right answers of 500; each specialist is best at its own skill."""
+    rows = {"base": base, "add": (400, 200, 200), "rev": (200, 400, 200), "src": (200, 200, 400), "mix": merged}
+    return Story(
+        Path("out"),
+        tuple(
+            Row(
+                name,
+                "",
+                name == "mix",
+                Path(name),
+                {k: Score(n, 500) for k, n in zip(KNOWN_SKILLS, right, strict=True)},
+            )
+            for name, right in rows.items()
+        ),
+    )
+
+
+def test_gain_kept_runs_from_the_base_to_the_specialists_own_skills() -> None:
+    """0 is the base, 1 a model as good as each specialist at its own skill, below 0 is worse than the base."""
+    for right, kept in {(200, 200, 200): 0, (400, 400, 400): 1, (300, 300, 300): 0.5, (100, 200, 200): -1 / 6}.items():
+        story = told(right)
+        assert story.kept(story.best) == pytest.approx(kept)
+    hopeless = told((300, 300, 300), base=(400, 400, 400))
+    assert hopeless.kept(hopeless.best) is None
+    assert " -  " in plain(hopeless)
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [
+        ((350, 350, 350), ["70.0% of the time", "30.0 points more than the base", "16.7 points more than add"]),
+        ((100, 100, 100), ["20.0 points less than the base", "above the base in 0 of 3 skills (none)"]),
+        ((270, 265, 265), ["13.3 points more than the base", "0.0 points more (too little to tell) than add"]),
+    ],
+)
+def test_what_was_learnt_follows_from_the_scores(right: tuple[int, int, int], words: list[str]) -> None:
+    """The sentences under the table say more, less or too little to tell as the numbers have it."""
+    text = " ".join(learnt(told(right)))
+    assert [word for word in words if word not in text] == []
+
+
+def test_the_demo_in_a_real_process(tmp_path: Path) -> None:
+    """`plait demo --quick` merges, scores and prints a table whose numbers are those of its JSON file."""
+    command = [sys.executable, "-m", "plait", "demo", "--quick", "--out", "demo", "--json", "numbers.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    rows = {row["name"]: row for row in numbers["models"]}
+    assert list(rows) == [*KNOWN, *(recipe.stem for recipe in RECIPES)]
+    for name, row in rows.items():
+        shown = next(line for line in done.stdout.splitlines() if re.match(rf"{name} +\d", line)).split()
+        assert shown[1:5] == [
+            *(f"{100 * row['scores'][s]['share']:.1f}" for s in KNOWN_SKILLS),
+            f"{100 * row['mean']:.1f}",
+        ]
+    merges = [row for row in rows.values() if row["merge"]]
+    assert numbers["best"] == max(merges, key=lambda row: row["mean"])["name"]
+    weights = {(Path(row["path"]) / "model.safetensors").read_bytes() for row in rows.values()}
+    assert len(weights) == len(rows)
+    assert all((Path(row["path"]) / "README.md").read_text() for row in merges)
+    best = score(tmp_path / "demo" / "merged" / numbers["best"], count=100)
+    assert {k: v.right for k, v in best.items()} == {k: v["right"] for k, v in rows[numbers["best"]]["scores"].items()}
