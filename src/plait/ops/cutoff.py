@@ -7,94 +7,114 @@ the order of their numbers until there are k, so the choice does not depend on h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from plait.ops.pieces import Pieces
+from plait.ops.pieces import Piece, Pieces
 
-_LOW = 16
+_LOW = 16  # bits of the second histogram
+_BINS = 1 << _LOW
+
+#: which tensors of a piece are measured: shapes of the models, any values
+Of = Callable[[Piece], list[Tensor]]
 
 
 @dataclass(frozen=True)
 class Cutoff:
-    """Keep the entries whose magnitude bits exceed `bits`, and those equal to `bits` with a number below `stop`."""
+    """Keep the entries whose magnitude exceeds `value`, and those equal to `value` with a number below `stop`."""
 
-    bits: int
+    value: float
     stop: int
 
     def mask(self, x: Tensor, start: int) -> Tensor:
-        """True where an entry is kept; `x` is a piece whose first entry has the number `start`."""
-        magnitude = _bits(x)
-        keep = magnitude > self.bits
-        if self.stop > start:
-            equal = magnitude == self.bits
-            if self.stop < start + x.numel():
-                equal.reshape(-1)[self.stop - start :] = False
-            keep |= equal
-        return keep
+        """1 where an entry is kept, 0 elsewhere, float32; `x` is a piece whose first entry has the number `start`."""
+        kept = x.float().abs().reshape(-1)
+        equals = min(max(self.stop - start, 0), len(kept))
+        kept[:equals].ge_(self.value)  # in place, because comparisons that make booleans are several times slower
+        kept[equals:].gt_(self.value)
+        return kept.reshape(x.shape)
 
     def keep(self, x: Tensor, start: int) -> Tensor:
-        """A copy of `x` with zeros where an entry is not kept."""
-        return x * self.mask(x, start)
+        """`x` with zeros where an entry is not kept; `x` itself where everything is."""
+        return x if self == EVERYTHING else x * self.mask(x, start)
 
 
-EVERYTHING = Cutoff(-1, 0)
-NOTHING = Cutoff((1 << 31) - 1, 0)
+EVERYTHING = Cutoff(-1.0, 0)
+NOTHING = Cutoff(math.inf, 0)
 
 
-def cutoffs(pieces: Pieces, keep: Sequence[int]) -> list[Cutoff]:
-    """For each model the `Cutoff` that keeps its keep[i] largest magnitudes over the whole tensor.
+def cutoffs(pieces: Pieces, keep: Sequence[int], of: Of = lambda piece: piece.models) -> list[Cutoff]:
+    """For each tensor of `of(piece)` the `Cutoff` that keeps its keep[i] largest magnitudes over the whole tensor.
 
-    `pieces` is gone through up to three times. Works on the float32 value of each entry.
+    `keep` may be longer than the list of tensors: it then starts over with the first, so that one tensor can have several
+    cutoffs. `pieces` is gone through up to three times, and not at all where everything or nothing is kept. Works on the
+    float32 value of each entry.
     """
-    high = torch.zeros(len(keep), 1 << 15, dtype=torch.int64)
-    size = pieces.entries
-    for piece in pieces:
-        for i, x in enumerate(piece.models):
-            high[i] += torch.bincount(_bits(x).reshape(-1) >> _LOW, minlength=1 << 15)
-    wanted = [min(max(k, 0), size) for k in keep]
-    bins, above = zip(*(_locate(high[i], k) for i, k in enumerate(wanted)), strict=True)
+    found = _search(pieces, {i: k for i, k in enumerate(keep) if 0 < k < pieces.entries}, of)
+    return [found.get(i, NOTHING if k <= 0 else EVERYTHING) for i, k in enumerate(keep)]
 
-    low = torch.zeros(len(keep), 1 << _LOW, dtype=torch.int64)
-    for piece in pieces:
-        for i, x in enumerate(piece.models):
-            bits = _bits(x).reshape(-1)
-            inside = bits[(bits >> _LOW) == bins[i]]
-            low[i] += torch.bincount(inside & ((1 << _LOW) - 1), minlength=1 << _LOW)
-    cuts = []
-    for i, k in enumerate(wanted):
-        value, more = _locate(low[i], k - above[i])
-        equal = k - above[i] - more  # entries at the cutoff that are to be kept
-        every = int(low[i, value]) == equal
-        cuts.append(((bins[i] << _LOW) | value, equal, every))
 
-    stops = [size if every else None for _, _, every in cuts]
-    left = [equal for _, equal, _ in cuts]
-    if None in stops:
+def order_statistics(pieces: Pieces, positions: Sequence[int], of: Callable[[Piece], Tensor]) -> list[float]:
+    """The magnitudes of `of(piece)` over the whole tensor that have these positions, from 0, in ascending order."""
+    ranks = {i: pieces.entries - position for i, position in enumerate(positions)}
+    found = _search(pieces, ranks, lambda piece: [of(piece)], ties=False)
+    return [found[i].value for i in range(len(positions))]
+
+
+def _search(pieces: Pieces, ranks: dict[int, int], of: Of, ties: bool = True) -> dict[int, Cutoff]:
+    """The cutoffs for ranks (k-th largest, from 1); the key of a rank modulo the number of tensors is its tensor."""
+    if not ranks:
+        return {}
+    high: dict[int, Tensor] = {}
+    for piece in pieces:
+        tensors = of(piece)
+        for i in {i % len(tensors) for i in ranks}:
+            counts = torch.bincount(_bits(tensors[i]).bitwise_right_shift_(_LOW), minlength=1 << 15)
+            high[i] = high[i].add_(counts) if i in high else counts
+    number = len(tensors)
+    bins = {i: _locate(high[i % number], k) for i, k in ranks.items()}
+
+    low = {i: torch.zeros(_BINS, dtype=torch.int64, device=tensors[0].device) for i in ranks}
+    for piece in pieces:
+        for i, bits in _each(of(piece), ranks):
+            inside = torch.eq(bits >> _LOW, bins[i][0], out=torch.empty_like(bits)).float().nonzero().reshape(-1)
+            low[i] += torch.bincount(bits[inside] & (_BINS - 1), minlength=_BINS)
+    values, left, stops = {}, {}, {}
+    for i, k in ranks.items():
+        bin_, above = bins[i]
+        value, more = _locate(low[i], k - above)
+        values[i] = torch.tensor((bin_ << _LOW) | value, dtype=torch.int32).view(torch.float32).item()
+        left[i] = k - above - more  # entries at the cutoff that are to be kept
+        if int(low[i][value]) == left[i] or not ties:
+            stops[i] = pieces.entries
+    if len(stops) < len(ranks):
         for piece in pieces:
-            for i, x in enumerate(piece.models):
-                if stops[i] is None:
-                    at = (_bits(x).reshape(-1) == cuts[i][0]).nonzero().reshape(-1)
-                    if len(at) >= left[i]:
-                        stops[i] = piece.start + (int(at[left[i] - 1]) + 1 if left[i] else 0)
-                    left[i] -= len(at)
-    return [
-        EVERYTHING if k >= size else NOTHING if k == 0 else Cutoff(bits, stop or 0)
-        for k, (bits, _, _), stop in zip(wanted, cuts, stops, strict=True)
-    ]
+            for i, bits in _each(of(piece), [i for i in ranks if i not in stops]):
+                equal = bits.view(torch.float32).eq_(values[i])
+                count = int(equal.sum(dtype=torch.float64))
+                if count >= left[i]:
+                    stops[i] = piece.start + int(equal.nonzero()[left[i] - 1]) + 1
+                left[i] -= count
+            if len(stops) == len(ranks):
+                break
+    return {i: Cutoff(values[i], stops[i]) for i in ranks}
+
+
+def _each(tensors: list[Tensor], keys: Sequence[int] | dict[int, int]) -> list[tuple[int, Tensor]]:
+    return [(i, _bits(tensors[i % len(tensors)])) for i in keys]
 
 
 def _bits(x: Tensor) -> Tensor:
-    """The magnitudes' bits, int32, ordered like the magnitudes."""
-    return x.float().contiguous().view(torch.int32) & 0x7FFFFFFF
+    """The magnitudes' bits, int32 `[entries]`, ordered like the magnitudes; the caller's own."""
+    return x.float().contiguous().view(torch.int32).reshape(-1) & 0x7FFFFFFF
 
 
 def _locate(histogram: Tensor, k: int) -> tuple[int, int]:
     """The bin that holds the k-th largest entry (k from 1), and how many entries lie in the bins above it."""
     above = histogram.flip(0).cumsum(0).flip(0)  # entries in this bin and above
-    bin_ = int((above >= max(k, 1)).sum()) - 1
-    bin_ = max(bin_, 0)
+    bin_ = int((above >= k).sum()) - 1
     return bin_, int(above[bin_] - histogram[bin_])

@@ -1,9 +1,10 @@
-"""Random sparsification of deltas (DARE)."""
+"""Random sparsification of deltas: by chance alone (DARE), or by chance and magnitude (DELLA)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from plait.ops.pieces import Piece, Pieces
@@ -11,12 +12,12 @@ from plait.ops.rescale import l1_factors
 
 
 def drop(piece: Piece, density: Sequence[float]) -> list[Tensor]:
-    """Each model with every entry kept with probability density[i], independently; zeros elsewhere.
+    """Each model with every entry kept with probability density[i] (as float32), independently; zeros elsewhere.
 
     Reference: Yu et al., Language models are super Mario, https://arxiv.org/abs/2311.03099
     """
     return [
-        x if d >= 1 else x * (piece.uniform(i) < d) for i, (x, d) in enumerate(zip(piece.models, density, strict=True))
+        x if d >= 1 else x * piece.uniform(i).lt_(d) for i, (x, d) in enumerate(zip(piece.models, density, strict=True))
     ]
 
 
@@ -27,3 +28,33 @@ def drop_factors(pieces: Pieces, density: Sequence[float], rescale: bool, rescal
     if rescale_by == "density":
         return [1 / d if d > 0 else 1.0 for d in density]
     return l1_factors(pieces, lambda piece: drop(piece, density))
+
+
+def drop_by_rank(piece: Piece, density: Sequence[float], epsilon: Sequence[float], divide: bool) -> list[Tensor]:
+    """Each model with entries kept at random, the larger ones of a row more probably; zeros elsewhere.
+
+    The probability is density[i] - epsilon[i] + 2 * epsilon[i] * rank, with the rank of an entry's magnitude in its row from 0
+    (smallest) to 1; equal magnitudes are ranked by their place, and a row of one entry has rank 1/2. A density of 1 or more
+    keeps everything, of 0 or less nothing. With `divide` what is kept is divided by its own probability. Wants whole rows.
+
+    Reference: Deep et al., DELLA-Merging, https://arxiv.org/abs/2406.11617
+    """
+    dropped = []
+    for i, (x, d, e) in enumerate(zip(piece.models, density, epsilon, strict=True)):
+        if d >= 1 or d <= 0:
+            dropped.append(x if d >= 1 else x * 0.0)
+            continue
+        chance = _ranks(x).mul_(2 * e).add_(d - e)  # float64
+        kept = x * torch.lt(piece.uniform(i).double(), chance, out=torch.empty_like(chance)).to(x.dtype)
+        dropped.append((kept / chance).to(x.dtype) if divide else kept)
+    return dropped
+
+
+def _ranks(x: Tensor) -> Tensor:
+    """The rank of each entry's magnitude in its row, from 0 to 1, float64."""
+    columns = x.shape[-1]
+    if columns == 1:
+        return torch.full_like(x, 0.5, dtype=torch.float64)
+    order = x.float().abs().argsort(dim=-1, stable=True)
+    rank = torch.arange(columns, dtype=torch.float64, device=x.device) / (columns - 1)
+    return torch.empty_like(x, dtype=torch.float64).scatter_(-1, order, rank.expand_as(x))

@@ -70,7 +70,7 @@ def total(
     for piece in pieces:
         tensors = of(piece)
         size = block_rows(tensors[0].shape[-1])
-        for rows in zip(*(x.split(size) for x in tensors), strict=True):
+        for rows in zip(*(torch.split(x, size) for x in tensors), strict=True):
             parts.append(measure([r.reshape(-1) for r in rows]).double())
     columns = torch.stack(parts).reshape(len(parts), -1).T.tolist()
     return torch.tensor([math.fsum(column) for column in columns], dtype=torch.float64).reshape(parts[0].shape)
