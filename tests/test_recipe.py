@@ -163,6 +163,9 @@ SLERP = "merge_method: slerp\nslices:\n  - sources:\n      - model: a\n        l
         (LINEAR + "parameters:\n  weight:\n    - {pattern: x, value: 1}\n", 8, "write 'filter'"),
         (SLERP + "        layer_range: [0, 4]\nweights: 3\n", 8, "the keys are"),
         ("method: linear\n" + LINEAR, 1, "merge_method"),
+        (LINEAR + "base_model: {model: {path: a, revison: x}}\n", 6, "did you mean 'revision'"),
+        (LINEAR + "base_model: {model: a, adapter: x}\n", 6, "the keys are model, lora"),
+        (LINEAR + "tokenizer: {tokens: {x: {source: {kind: zero, rank: 3}}}}\n", 6, "the keys are"),
     ],
 )
 def test_unknown_keys(text: str, line: int, words: str) -> None:

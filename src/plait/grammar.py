@@ -115,7 +115,7 @@ def _translated(error: Any) -> RecipeError:
     if error["type"] == "missing":
         return RecipeError(f"{key!r} is missing", do=f"add '{key}:'")
     wanted = _TYPES.get(error["type"], "a mapping" if error["type"] in ("model_type", "dict_type") else None)
-    do = f"write {wanted}" if wanted else None
+    do = f"write {wanted}" if wanted else "write an allowed value"
     if wanted == "text" and isinstance(error["input"], bool | int | float):
         do = "quote it"
     return RecipeError(f"{key!r} cannot be read", wanted=wanted or error["msg"], found=kind_of(error["input"]), do=do)
@@ -128,12 +128,12 @@ def kind_of(value: object) -> str:
     return "nothing" if value is None else short(str(value))
 
 
-def reader(read: Callable[[Any], Any]) -> PlainValidator:
-    """A pydantic validator of `read`, which raises `PlaitError` for what it refuses."""
+def reader(read: Callable[[Any, list[RecipeError]], Any]) -> PlainValidator:
+    """A pydantic validator of `read`, which raises `PlaitError` for what it refuses and lists what is ignored."""
 
-    def validate(value: Any) -> Any:
+    def validate(value: Any, info: ValidationInfo) -> Any:
         try:
-            return read(value)
+            return read(value, info.context.ignored if isinstance(info.context, Reading) else [])
         except PlaitError as error:
             raise PydanticCustomError("plait", "refused", {"error": error}) from None
 

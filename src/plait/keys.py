@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from plait.damage import short
 from plait.document import key_place, place
-from plait.errors import PlaitError, Problems, RecipeError, nearest
+from plait.errors import PlaitError, Problems, RecipeError, nearest, raise_all
 from plait.grammar import Keys, Reading, kind_of, parse, reader
 from plait.setting import Setting, coerce
 from plait.types import CODES, DTYPES, MERGEABLE, ModelRef
@@ -26,7 +26,7 @@ _DTYPE_ALIASES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp3
 _DTYPE_ALIASES |= {"fp64": "float64", "double": "float64"}
 
 
-def read_reference(value: object) -> ModelRef:
+def read_reference(value: object, ignored: list[RecipeError]) -> ModelRef:
     """A model reference: `PATH[@REVISION][+ADAPTER[@REVISION]]` or the mapping form."""
     if isinstance(value, str):
         if value.startswith("model:"):
@@ -44,30 +44,30 @@ def read_reference(value: object) -> ModelRef:
         if len(value) == 1 and None in value.values():
             do = "write the model's path or Hub id"
             raise RecipeError("a model's name was not filled in", found=f"{{{next(iter(value))}}}", do=do)
-        reading = Reading()
+        reading = Reading(ignored=ignored)
         keys = parse(ReferenceKeys, value, reading)
         if keys and keys.lora and keys.model.adapter:
             reading.refuse(RecipeError("a model reference has two adapters", do="drop 'lora:' or the part after '+'"))
-        if keys and not reading.problems:
-            model, lora = keys.model, keys.lora
-            adapter = (lora.path, lora.revision) if lora else (model.adapter, model.adapter_revision)
-            return ModelRef(model.path, model.revision, *adapter, architecture=keys.override_architecture)
-        reading.conclude()
+        raise_all(reading.problems)
+        assert keys is not None
+        model, lora = keys.model, keys.lora
+        adapter = (lora.path, lora.revision) if lora else (model.adapter, model.adapter_revision)
+        return ModelRef(model.path, model.revision, *adapter, architecture=keys.override_architecture)
     do = "quote it" if isinstance(value, bool | int | float) else "write the model's path or Hub id"
     raise RecipeError("a model is text or a mapping", wanted="PATH[@REVISION][+ADAPTER]", found=kind_of(value), do=do)
 
 
-def _read_part(value: object) -> ModelRef:
+def _read_part(value: object, ignored: list[RecipeError]) -> ModelRef:
     if isinstance(value, str):
-        return read_reference(value)
-    reading = Reading()
+        return read_reference(value, ignored)
+    reading = Reading(ignored=ignored)
     keys = parse(PathKeys, value, reading)
-    reading.conclude()
+    raise_all(reading.problems)
     assert keys is not None
     return ModelRef(keys.path, keys.revision)
 
 
-def _read_dtype(value: object) -> str | None:
+def _read_dtype(value: object, _: object) -> str | None:
     if value is None:
         return None
     name = value.removeprefix("torch.") if isinstance(value, str) else str(value)
@@ -81,7 +81,7 @@ def _read_dtype(value: object) -> str | None:
     raise RecipeError(f"{short(name)}{why}", wanted=", ".join(_DTYPE_NAMES), found=short(name), do=do)
 
 
-def _read_layers(value: object) -> tuple[int, int]:
+def _read_layers(value: object, _: object) -> tuple[int, int]:
     wanted = "[first, end): two whole numbers, 0 <= first < end; layer numbers count from 0 and the end is left out"
     if not isinstance(value, list) or len(value) != 2 or any(type(n) is not int for n in value):
         raise RecipeError(
@@ -97,7 +97,7 @@ def _read_layers(value: object) -> tuple[int, int]:
     return start, end
 
 
-def _read_chat_template(value: object) -> str | None:
+def _read_chat_template(value: object, _: object) -> str | None:
     if value is None or value == "auto" or value in CHAT_TEMPLATES:
         return value if isinstance(value, str) else None
     if isinstance(value, str) and len(value) >= 20 and "{" in value:
@@ -111,7 +111,7 @@ def _read_chat_template(value: object) -> str | None:
     )
 
 
-def _read_multiple(value: object) -> int | None:
+def _read_multiple(value: object, _: object) -> int | None:
     if value is None:
         return None
     try:
@@ -123,10 +123,10 @@ def _read_multiple(value: object) -> int | None:
     return number
 
 
-def _read_token_source(value: object) -> ModelRef | TokenOfModel | str | None:
+def _read_token_source(value: object, ignored: list[RecipeError]) -> ModelRef | TokenOfModel | str | None:
     if not isinstance(value, dict) or "kind" not in value:
-        return None if value is None else read_reference(value)
-    reading = Reading()
+        return None if value is None else read_reference(value, ignored)
+    reading = Reading(ignored=ignored)
     keys = parse(TokenSourceKeys, value, reading)
     if keys and keys.kind not in ("zero", "model_token"):
         what = f"the kind {keys.kind!r} of a token's source is unknown"
@@ -134,7 +134,7 @@ def _read_token_source(value: object) -> ModelRef | TokenOfModel | str | None:
     if keys and keys.kind == "model_token" and (keys.model is None or (keys.token is None) == (keys.token_id is None)):
         what = "a model_token needs a model, and either a token or a token_id"
         reading.refuse(RecipeError(what, do="write {kind: model_token, model: …, token: …}"), place(value))
-    reading.conclude()
+    raise_all(reading.problems)
     assert keys is not None
     return TokenOfModel(keys.model, keys.token, keys.token_id) if keys.kind == "model_token" else "zero"
 
@@ -228,7 +228,7 @@ Parameters = Annotated[
 ]
 TokenizerSource = Annotated[
     ModelRef | str,
-    reader(lambda value: value if value in ("union", "base") else read_reference(value)),
+    reader(lambda value, ignored: value if value in ("union", "base") else read_reference(value, ignored)),
     WithJsonSchema({"anyOf": [{"enum": ["union", "base"]}, *_REFERENCE["anyOf"]]}),
 ]
 

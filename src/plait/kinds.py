@@ -123,7 +123,7 @@ class ExpertKeys(Keys):
 
 
 GateMode = Annotated[
-    str, reader(lambda value: _one_of(value, GATE_MODES, "gate_mode")), WithJsonSchema({"enum": [*GATE_MODES]})
+    str, reader(lambda value, _: _one_of(value, GATE_MODES, "gate_mode")), WithJsonSchema({"enum": [*GATE_MODES]})
 ]
 
 
@@ -183,7 +183,7 @@ class TaskKeys(Keys):
 class GenomeKeys(Keys):
     level = "a genome"
     models: list[Reference] = Field(min_length=1, description="the models to merge")
-    merge_method: Annotated[str, reader(lambda value: _one_of(value, EVOLVED, "merge_method"))] = Field(
+    merge_method: Annotated[str, reader(lambda value, _: _one_of(value, EVOLVED, "merge_method"))] = Field(
         description="the method"
     )
     base_model: Reference | None = Field(None, description="the model that the others are compared with")
