@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers import PreTrainedModel
@@ -288,3 +289,9 @@ def forward(model: PreTrainedModel) -> torch.Tensor:
         )
     logits: torch.Tensor = out.logits if "logits" in out else out[0]
     return logits
+
+
+@pytest.fixture(scope="session")
+def pen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `save` writes to: one for all test files of a session."""
+    return tmp_path_factory.getbasetemp() / "zoo"

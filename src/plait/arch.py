@@ -336,12 +336,9 @@ def _ties(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> tuple[s
     shared = next((n for n in tokens if n.endswith("shared.weight")), None)
     embedding = shared or next((n for n in tokens if "decoder" in n), tokens[0])
     tied = {n: embedding for n in tokens if shared and n != shared}
-    for bias, other in (
-        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
-        ("lm_head.decoder.bias", "lm_head.bias"),
-    ):
-        if bias in specs and other in specs:
-            tied[bias] = other
+    if shared:
+        start = shared.removesuffix("shared.weight")
+        tied |= {f"{start}{coder}.embed_tokens.weight": shared for coder in ("encoder", "decoder")}
     flag = config.get("tie_word_embeddings")
     if flag is None:
         inner = (config.get(key) for key in ("text_config", "llm_config", "language_config", "decoder"))
@@ -352,6 +349,8 @@ def _ties(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> tuple[s
     head = heads[0] if heads else _absent_head(specs, config, embedding)
     if head and (flag if heads else flag is not False):
         tied[head] = embedding
+    if head and head.endswith(".decoder.weight") and (bias := head.removesuffix("decoder.weight") + "bias") in specs:
+        tied[head.removesuffix("weight") + "bias"] = bias
     return embedding, head, tied
 
 

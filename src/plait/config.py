@@ -65,7 +65,7 @@ def _dtype(out: dict[str, Any], tensors: Mapping[str, TensorSpec]) -> None:
     for part in [out, *(value for value in out.values() if isinstance(value, dict))]:
         for key in keys:
             # a part with a dtype of its own (a float32 vision tower) keeps it
-            if key in part and (part is out or old is None or part[key] in (old, None)):
+            if key in part and (part is out or (old is not None and part[key] == old)):
                 part[key] = name
     if not any(key in out for key in keys):
         out["torch_dtype"] = name

@@ -16,6 +16,7 @@ from plait import names
 from plait.arch import Module
 from plait.quirks import (
     EXTRA_LAYERS,
+    FIXED_DEPTH,
     INDICES,
     LAYER_TYPE_KEYS,
     LAYER_TYPES,
@@ -132,7 +133,7 @@ def _lists(move: _Move, before: Mapping[str, Any]) -> None:
         ]
         move.part[key] = "".join(map(str, values)) if isinstance(before.get(key), str) else values
         move.seen.add(key)
-    if isinstance(before.get("attention_types"), list) and "attention_layers" in move.seen:
+    if "attention_types" in before and move.part.get("attention_layers") != before.get("attention_layers"):
         move.part["attention_types"] = [[move.part["attention_layers"], 1]]
         move.seen.add("attention_types")
 
@@ -184,7 +185,7 @@ def _leading(move: _Move, before: Mapping[str, Any]) -> None:
             continue
         if flags == [i < k for i in range(len(flags))]:
             move.part[key] = k
-        elif not (explicit in move.part or (key == "max_window_layers" and not before.get("use_sliding_window"))):
+        elif explicit not in move.part and explicit != "layer_types":  # which `_layer_types` writes
             _unsaid(move, key, "the layers that it counts are no longer the first ones")
 
 
@@ -289,6 +290,10 @@ def _watch(move: _Move, before: Mapping[str, Any]) -> None:
             _unsaid(move, key, f"it is kept as it was ({value}), and the layers have moved")
     stack = move.module.stack
     assert stack
+    if len(move.chosen) != stack.count:
+        move.notes.extend(
+            f"{why}: the depth of this model cannot change" for key, why in FIXED_DEPTH.items() if before.get(key)
+        )
     first, rest = stack.layers[0], [set(layer) for layer in stack.layers[1:]]
     if not rest or any(layer != rest[0] for layer in rest):
         return

@@ -44,7 +44,9 @@ INDICES = re.compile(
     r"|(?:fullatt|window|global_attn|local_attn)\w*_(?:indexes|indices)|global_attn_indexes|slstm_at|local_layer_ids|vision_feature_layer)$"
 )
 #: Config keys that speak of layers by rule; named in a note when layers move and no rule here mends them.
-WATCH = re.compile(r"(?:_layers?|_period|_offset|_interval|_freq|_pattern|_step|_replace|_every_n_layers|_group_size)$")
+WATCH = re.compile(
+    r"(?:_layers?|_period|_offset|_interval|_freq|_pattern|_step|_replace|_every_n_layers|_group_size|_frequency)$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +93,8 @@ LEADING = {
 TRAILING = ("num_kv_shared_layers",)
 #: Every n-th layer has no rotary positions, or has experts -> the list that says the same and wins.
 PERIODS = {"no_rope_layer_interval": "no_rope_layers", "interleave_moe_layer_step": "moe_layers"}
+#: Config keys of models that keep something for each layer outside the layers -> what.
+FIXED_DEPTH = {
+    "hidden_size_per_layer_input": "embed_tokens_per_layer has columns for each layer",
+    "num_mem_blocks": "the shared blocks have adapters numbered by hybrid layer",
+}
