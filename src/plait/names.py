@@ -10,6 +10,8 @@ from typing import Literal
 
 Kind = Literal["attention", "mlp", "norm", "embedding", "head", "expert", "router", "other"]
 
+#: words of `words` that say that a part is not the text model
+MODALITIES = frozenset({"vision", "audio"})
 _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
