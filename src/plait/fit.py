@@ -18,7 +18,8 @@ def problems(
 ) -> tuple[list[PlaitError], list[str]]:
     """(errors, warnings) of a recipe against its method, which is looked up in `methods`, by default the registry.
 
-    A parameter that the method never looks at is an error, or a warning when lenient.
+    A parameter that no method has, or that stands where it is not looked at, is an error, or a warning when lenient. One
+    that only other methods have is no slip of the pen but a leftover of another `merge_method`: a warning.
     """
     methods = registry() if methods is None else methods
     method = methods.get(recipe.method)
@@ -28,8 +29,9 @@ def problems(
         what = f"the merge method {recipe.method!r} is unknown"
         return [RecipeError(what, wanted=", ".join(methods), do=do, where=recipe.at("merge_method"))], []
     ignored = list(_never_read(recipe, method, methods))
+    leftover = list(_leftover(recipe, method, methods))
     found: list[PlaitError] = [*_values(recipe, method), *_base(recipe, method)]
-    warnings = [warning(error, "") for error in _likely_meant(recipe, method)]
+    warnings = [warning(error, "") for error in (*leftover, *_likely_meant(recipe, method))]
     for _, piece, scopes in recipe.resolved():
         found += _inputs(piece, method)
         found += _missing(piece, scopes, method)
@@ -67,24 +69,33 @@ def _scopes(recipe: Recipe) -> Iterator[tuple[str, Settings]]:
 
 def _never_read(recipe: Recipe, method: Method, methods: Mapping[str, Method]) -> Iterator[RecipeError]:
     known = {p.name: p for p in method.parameters}
+    anywhere = {p.name for m in methods.values() for p in m.parameters}
     for scope, settings in _scopes(recipe):
         for name, setting in settings.items():
             if name in known and scope == "model" and not known[name].per_model:
                 what = f"{name!r} has one value for all models: under a single model it is not looked at"
                 yield RecipeError(what, do="move it to 'parameters:' at the top level", where=setting.where)
-            elif name not in known and name not in method.idle:
-                yield _unknown(name, setting, method, methods)
+            elif name not in known and name not in method.idle and name not in anywhere:
+                near = nearest(name, [*known, *method.idle]) or nearest(name, anywhere)
+                yield RecipeError(
+                    f"{method.name} has no parameter {name!r}",
+                    wanted=", ".join(known) or "no parameters at all",
+                    do=f"did you mean {near!r}?" if near else "delete it",
+                    where=setting.where,
+                )
 
 
-def _unknown(name: str, setting: Setting, method: Method, methods: Mapping[str, Method]) -> RecipeError:
-    own = [p.name for p in method.parameters]
-    having = [m.name for m in methods.values() if any(p.name == name for p in m.parameters)]
-    near = nearest(name, own)
-    do = f"did you mean {near!r}?" if near else "delete it"
-    if having:
-        do = f"delete it, or use a method that has it: {', '.join(having)}"
-    what = f"{method.name} has no parameter {name!r}"
-    return RecipeError(what, wanted=", ".join(own) or "no parameters at all", do=do, where=setting.where)
+def _leftover(recipe: Recipe, method: Method, methods: Mapping[str, Method]) -> Iterator[RecipeError]:
+    """One finding for each parameter that this method does not have and another one has."""
+    own = {*method.idle, *(p.name for p in method.parameters)}
+    told = set(own)
+    for _, settings in _scopes(recipe):
+        for name, setting in settings.items():
+            having = [m.name for m in methods.values() if any(p.name == name for p in m.parameters)]
+            if name not in told and having:
+                told.add(name)
+                what = f"{method.name} has no parameter {name!r}, so it changes nothing"
+                yield RecipeError(what, do=f"delete it; {', '.join(having)} have it", where=setting.where)
 
 
 def _values(recipe: Recipe, method: Method) -> Iterator[RecipeError]:

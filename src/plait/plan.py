@@ -138,9 +138,7 @@ def make_plan(recipe: Recipe, models: Sequence[Model], method: Method, options: 
     """Decide everything that names, shapes, dtypes and configs can settle; raises all problems together."""
     donor = next((i for i, m in enumerate(models) if m.ref == recipe.base), 0)
     _same_architecture(models, options)
-    # where a method ignores the base and takes a set number of models, an unlisted base only gives config and tokenizer
-    joins = method.base != "ignored" or method.inputs[1] is None
-    parts = bands(recipe, models, donor, joins)
+    parts = bands(recipe, models, donor)
     builder = _Builder(recipe, models, method, options)
     for name, module_bands in parts.items():
         builder.module(name, module_bands)

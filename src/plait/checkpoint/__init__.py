@@ -32,8 +32,8 @@ class Checkpoint(Protocol):
     def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
         """The tensor, on the CPU, in its stored dtype; the caller owns the memory.
 
-        With `rows = (start, stop)` only those rows of the tensor seen as a matrix (`TensorSpec.matrix`: the last axis is
-        the columns, a vector is one column), shape `[stop - start, columns]`.
+        With `rows = (start, stop)` only those rows of the tensor seen as a matrix (`TensorSpec.matrix`: the last axis
+        is the columns, a vector is one column), shape `[stop - start, columns]`.
         """
 
 

@@ -114,7 +114,7 @@ def _download(ref: ModelRef, cache: Path | None) -> tuple[Path, str]:
 
 
 def _reachable() -> bool:
-    """Whether the Hub's host answers, asked once with a short limit: a mistyped local path should not cost half a minute."""
+    """Whether the Hub's host answers, asked once, shortly: a mistyped local path should not cost half a minute."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies
 
