@@ -9,7 +9,8 @@ import pytest
 
 from plait import fit
 from plait.methods import registry
-from plait.recipe import load, schema
+from plait.recipe import load
+from plait.recipe.schema import schema
 
 
 def found(recipe: dict[str, Any] | str, lenient: bool = False) -> list[str]:
@@ -74,7 +75,6 @@ def test_refuses(recipe: dict[str, Any], words: str) -> None:
     ("recipe", "words"),
     [
         (merge("ties", "a weight=1", base_model="b", parameters={"nomalize": True}), "did you mean 'normalize'?"),
-        (merge("linear", "a weight=1 density=0.5"), "use a method that has it: "),
         (merge("linear", "a weight=1 normalize=true"), "move it to 'parameters:' at the top level"),
         (merge("ties", "a weight=1", base_model="b", parameters={"int_space": "cs"}), "delete it"),
     ],
@@ -87,6 +87,14 @@ def test_parameters_that_are_never_read(recipe: dict[str, Any], words: str) -> N
     assert errors == []
     assert words in warning
     assert "ignored, as mergekit does" in warning
+
+
+def test_a_parameter_of_another_method() -> None:
+    """A parameter that only other methods have is told as a leftover that changes nothing, and is no error."""
+    errors, (warning,) = fit.problems(load(merge("linear", "a weight=1 density=0.5")))
+    assert errors == []
+    assert "linear has no parameter 'density', so it changes nothing" in warning
+    assert "ties" in warning
 
 
 def test_t_under_a_model() -> None:

@@ -38,7 +38,7 @@ def memory(plan: Plan, threads: int) -> int:
 def estimate(plan: Plan, threads: int | None = None) -> Estimate:
     """All figures; takes some milliseconds for each kind of step, since it runs a sample of each."""
     threads = threads or default_threads()
-    groups: defaultdict[tuple[object, ...], list[Step]] = defaultdict(list)
+    groups: defaultdict[tuple[str | None, tuple[str, ...]], list[Step]] = defaultdict(list)
     for step in plan.steps:
         codes = tuple(plan.spec_of(source).dtype for source in step.sources())
         groups[step.method.name if step.method else None, codes].append(step)
@@ -61,14 +61,14 @@ def _working_set(plan: Plan, step: Step) -> int:
     return (stop - start) * columns * (sum(inputs) + wide * (len(inputs) + WORKSPACE))
 
 
-def _seconds_per_entry(plan: Plan, step: Step, codes: tuple[object, ...]) -> float:
+def _seconds_per_entry(plan: Plan, step: Step, codes: tuple[str, ...]) -> float:
     """Seconds for one entry of such a step on one thread, from a run on random numbers."""
     made = task(plan, step)
     assert isinstance(made, Task)
     columns = step.spec.matrix[1]
     rows = min(step.spec.matrix[0], block_rows(columns) * math.ceil(PIECE / max(1, block_rows(columns) * columns)))
     noise = torch.Generator().manual_seed(0)
-    sample = [(torch.randn(rows, columns, generator=noise) * 0.02).to(torch_dtype(str(code))) for code in codes]
+    sample = [(torch.randn(rows, columns, generator=noise) * 0.02).to(torch_dtype(code)) for code in codes]
     base, models = (sample[0], sample[1:]) if made.base else (None, sample)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

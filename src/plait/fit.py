@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from plait.errors import PlaitError, RecipeError, Where, nearest
-from plait.grammar import warning
 from plait.method import Method, Parameter
 from plait.methods import registry
 from plait.recipe import Recipe, Settings, Slice, Source
-from plait.setting import Setting, coerce
+from plait.recipe.grammar import warning
+from plait.recipe.setting import coerce
 
 
 def problems(

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plait import config as configs
+from plait.arch import config as configs
 from plait.errors import PlaitError, PlanError, Where, nearest, raise_all
 from plait.layout import SHARD_SIZE, Shard, layout
 from plait.method import Method, bind
 from plait.recipe import Recipe
-from plait.setting import position
+from plait.recipe.setting import position
 from plait.strands import Band, Model, Strand, bands
 from plait.types import MERGEABLE, TensorSpec
 

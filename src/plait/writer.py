@@ -92,7 +92,7 @@ class Writer:
         stride = self._specs[name].nbytes // count if count else 0
         data = piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         try:
-            _write(file, memoryview(data), offset + row * stride)
+            _write(file, memoryview(data.data), offset + row * stride)
         except OSError as error:
             raise _failed(self.out, error) from error
 

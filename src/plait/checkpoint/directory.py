@@ -130,7 +130,7 @@ class SafetensorsFiles:
         return raw.view(torch_dtype(extent.spec.dtype)).reshape(shape)
 
     def _fill(self, extent: Extent, offset: int, raw: torch.Tensor) -> None:
-        view, file = memoryview(raw.numpy()), self._descriptor(extent.path)
+        view, file = memoryview(raw.numpy().data), self._descriptor(extent.path)
         while view:
             got = os.preadv(file, [view], offset)
             if not got:

@@ -136,12 +136,15 @@ def _cannot_get(ref: ModelRef, error: Exception) -> ModelError:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     offline = "HF_HUB_OFFLINE is set, or the Hub cannot be reached, and the model is not in the cache"
-    found, do = {
+    causes: dict[type[Exception], tuple[str, str]] = {
         GatedRepoError: ("a gated model", f"ask for access on its page, then run: hf auth login ({ref.path})"),
         RevisionNotFoundError: (f"no revision {ref.revision!r}", "check the part after '@'"),
         RepositoryNotFoundError: (
             "no such model, or a private one",
             "check the spelling; if it is private: hf auth login",
         ),
-    }.get(type(error), (offline, "check the path and the network; for a local model check that the folder exists"))
+    }
+    found, do = causes.get(
+        type(error), (offline, "check the path and the network; for a local model check that the folder exists")
+    )
     return ModelError(f"{ref} cannot be had", wanted="a folder on this disk, or a model on the Hub", found=found, do=do)

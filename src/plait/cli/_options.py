@@ -10,7 +10,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic since click 8.3
     """A number of bytes: 5GB, 500MB, 1B (a billion), 2GiB."""
 
     name = "SIZE"
@@ -51,7 +51,7 @@ def planning(function: F) -> F:
 
 def prepared(recipe: Any, options: dict[str, Any]) -> Any:
     """The plan of a recipe under the options of `planning`, which are taken out of `options`."""
-    from plait.merge import prepare
+    from plait.front import prepare
 
     return prepare(
         recipe,

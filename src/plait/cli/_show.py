@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +46,7 @@ def notes(lines: Iterable[str], quiet: bool = False) -> None:
             click.echo(f"note: {line}", err=True)
 
 
-def columns(rows: list[tuple[str, ...]], indent: str = "  ") -> None:
+def columns(rows: Sequence[tuple[str, ...]], indent: str = "  ") -> None:
     """Print rows as aligned columns; the last column is left as it is."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
     for row in rows:

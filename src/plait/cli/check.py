@@ -15,11 +15,11 @@ from plait.cli._options import planning, prepared
 @planning
 @click.option("--no-models", is_flag=True, help="Syntax, keys and parameters only; no model is looked at.")
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
-@click.pass_context
-def command(ctx: click.Context, recipes: tuple[str, ...], no_models: bool, as_json: bool, **options: Any) -> None:
+def command(recipes: tuple[str, ...], no_models: bool, as_json: bool, **options: Any) -> None:
     """Find every problem of RECIPES from headers only. Exit 0 when there is none, else 2."""
-    from plait import fit, kinds
+    from plait import fit
     from plait.errors import PlaitError, Problems, raise_all
+    from plait.recipe import kinds
 
     reports: list[dict[str, Any]] = []
     for path in recipes:
@@ -54,4 +54,4 @@ def command(ctx: click.Context, recipes: tuple[str, ...], no_models: bool, as_js
     elif len(reports) > 1:
         bad = sum(not r["ok"] for r in reports)
         click.echo(f"{len(reports)} files: {len(reports) - bad} fine, {bad} with problems")
-    ctx.exit(0 if all(r["ok"] for r in reports) else 2)
+    click.get_current_context().exit(0 if all(r["ok"] for r in reports) else 2)

@@ -12,6 +12,6 @@ def command() -> None:
     """Print the JSON Schema of recipes, for completion and checking in an editor."""
     from plait.fit import parameter_schemas
     from plait.methods import registry
-    from plait.schema import schema
+    from plait.recipe.schema import schema
 
     _show.emit_json(schema(parameter_schemas(registry())))

@@ -69,8 +69,8 @@ def card(plan: Plan, name: str) -> str:
         plan.recipe.text.strip().replace("```", "'''"),
         "```",
         "",
-        f"`plait merge plait_config.yml OUT --random-seed {plan.seed}` makes the same weights again, byte for byte. Fingerprints of",
-        "the inputs and the versions used are in `plait_provenance.json`.",
+        f"`plait merge plait_config.yml OUT --random-seed {plan.seed}` makes the same weights again, byte for byte.",
+        "Fingerprints of the inputs and the versions used are in `plait_provenance.json`.",
         "",
     ]
     return "\n".join(lines)

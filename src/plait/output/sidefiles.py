@@ -1,4 +1,4 @@
-"""The files beside the weights: tokenizer, templates, generation settings, processors. They come from one model, never by chance."""
+"""The files beside the weights: tokenizer, templates, generation settings, processors. From one model, never by chance."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from arch.zoo import VOCAB, ZOO, pen, save
 from plait.arch import Architecture, infer
 from plait.checkpoint.source import Opened, open_model
 from plait.errors import PlanError
 from plait.types import ModelRef, TensorSpec
-from zoo import VOCAB, ZOO, pen, save
 
 __all__ = ["pen"]
 

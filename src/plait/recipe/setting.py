@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from plait.document import place
 from plait.errors import PlaitError, RecipeError, Where, raise_all
+from plait.recipe.document import place
 
 Scalar = float | int | bool | str
 

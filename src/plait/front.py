@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait import arch, fit
-from plait.checkpoint import Rows
-from plait.checkpoint.source import open_model
-from plait.errors import PlaitError, raise_all
+from plait.checkpoint import Checkpoint, Rows
+from plait.checkpoint.source import Opened, open_model
+from plait.errors import PlaitError, Problems, raise_all
 from plait.layout import SHARD_SIZE
 from plait.methods import registry
 from plait.output.save import Saved, save
@@ -19,7 +19,7 @@ from plait.plan import Options, Plan, make_plan
 from plait.recipe import Recipe, load
 from plait.run import Progress, tensor, tensors
 from plait.strands import Model
-from plait.types import TensorSpec
+from plait.types import ModelRef, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,6 +102,33 @@ class Merge:
                 do="update transformers, or save the merge and load it with its own code",
             )
         return kind.from_pretrained(None, config=kind.config_class.from_dict(config), state_dict=dict(self))
+
+
+def open(model: str | os.PathLike[str] | ModelRef, *, cache: str | os.PathLike[str] | None = None) -> Checkpoint:
+    """A model as a checkpoint, headers only: a folder, a weight file, a Hub id `org/name@revision`."""
+    return _opened(model, cache).checkpoint
+
+
+def inspect(model: str | os.PathLike[str] | ModelRef, *, cache: str | os.PathLike[str] | None = None) -> Model:
+    """A model with its anatomy (`.arch`: modules, stacks, ties, vocabulary axes), from headers only."""
+    opened = _opened(model, cache)
+    return Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config))
+
+
+def _opened(model: str | os.PathLike[str] | ModelRef, cache: str | os.PathLike[str] | None) -> Opened:
+    ref = model if isinstance(model, ModelRef) else ModelRef.parse(os.fspath(model))
+    return open_model(ref, cache=Path(cache) if cache else None)
+
+
+def check(source: Source | Recipe, **options: Any) -> list[PlaitError]:
+    """Every problem of a recipe that can be found before the work; empty when there is none. Options as for `merge`."""
+    try:
+        prepare(source, **options)
+    except Problems as found:
+        return list(found.problems)
+    except PlaitError as error:
+        return [error]
+    return []
 
 
 def prepare(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.errors import PlaitError, RecipeError
-from plait.setting import Setting, coerce, fits, position
+from plait.recipe.setting import Setting, coerce, fits, position
 
 NAME = "model.layers.3.self_attn.q_proj.weight"
 numbers = st.floats(-1e6, 1e6) | st.integers(-1000, 1000)

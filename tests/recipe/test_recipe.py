@@ -14,7 +14,8 @@ from hypothesis import settings as options
 from hypothesis import strategies as st
 
 from plait.errors import PlaitError, Problems, Where
-from plait.recipe import Recipe, TokenRule, load, schema
+from plait.recipe import Recipe, TokenRule, load
+from plait.recipe.schema import schema
 from plait.types import ModelRef
 
 TIES = """\

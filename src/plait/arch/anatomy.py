@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from plait import names
+from plait.arch import names
+from plait.arch.names import MODALITIES, Kind
+from plait.arch.quirks import EXTRA_LAYERS
+from plait.arch.ties import find_ties
 from plait.errors import PlanError, Where, nearest
-from plait.names import MODALITIES, Kind
-from plait.quirks import EXTRA_LAYERS
-from plait.ties import find_ties
 from plait.types import TensorSpec
 
 Position = Literal["before", "layer", "after"]

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from test_config import BOUND
 
+from arch.zoo import ZOO, forward, load, pen, save
 from plait.arch import infer
 from plait.checkpoint.source import Opened, open_model
-from plait.merge import merge
+from plait.front import merge
 from plait.types import ModelRef
-from test_config import BOUND
-from zoo import ZOO, forward, load, pen, save
 
 __all__ = ["pen"]
 

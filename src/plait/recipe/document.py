@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from plait.damage import damage, short
 from plait.errors import RecipeError, Where, raise_all
+from plait.recipe.damage import damage, short
 
 MAX_BYTES = 1 << 20
 MAX_ITEMS = 100_000

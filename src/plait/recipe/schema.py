@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plait.keys import RecipeKeys, setting_schema
+from plait.recipe.keys import RecipeKeys, setting_schema
 
 
 def schema(methods: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:

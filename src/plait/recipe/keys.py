@@ -12,11 +12,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from plait.damage import short
-from plait.document import key_place, place
 from plait.errors import PlaitError, Problems, RecipeError, nearest, raise_all
-from plait.grammar import Keys, Reading, kind_of, parse, reader
-from plait.setting import Setting, coerce
+from plait.recipe.damage import short
+from plait.recipe.document import key_place, place
+from plait.recipe.grammar import Keys, Reading, kind_of, parse, reader
+from plait.recipe.setting import Setting, coerce
 from plait.types import CODES, DTYPES, MERGEABLE, ModelRef
 
 #: chat templates that can be named in a recipe, besides `auto` and a template's own text

@@ -20,9 +20,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from plait.damage import short
-from plait.document import key_place, place
 from plait.errors import PlaitError, Problems, RecipeError, Where, nearest, raise_all
+from plait.recipe.damage import short
+from plait.recipe.document import key_place, place
 
 #: names that are a method's parameters wherever they are met
 PARAMETERS = {"weight", "density", "t", "lambda", "normalize", "rescale", "int8_mask", "gamma", "epsilon", "scale"}

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait import document
-from plait.document import MAX_BYTES, key_place, parse, place
 from plait.errors import PlaitError, RecipeError, Where
+from plait.recipe import document
+from plait.recipe.document import MAX_BYTES, key_place, parse, place
 
 TEXT = """\
 models:

@@ -16,12 +16,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, WithJsonSchema
 
-from plait import document
-from plait.document import place
 from plait.errors import PlaitError, RecipeError, Where, nearest, raise_all
-from plait.grammar import Keys, Reading, parse, reader
-from plait.keys import DTypeName, Reference, TokenizerSource
-from plait.recipe import Recipe, build, open_text
+from plait.recipe import document
+from plait.recipe.document import place
+from plait.recipe.grammar import Keys, Reading, parse, reader
+from plait.recipe.keys import DTypeName, Reference, TokenizerSource
+from plait.recipe.load import Recipe, build, open_text
 
 #: how the router's rows are made
 GATE_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from arch.zoo import ZOO, forward, load, pen, save
 from plait.arch import Architecture, infer
+from plait.arch.config import Mended, mend
 from plait.checkpoint.source import open_model
-from plait.config import Mended, mend
 from plait.types import ModelRef, TensorSpec
-from zoo import ZOO, forward, load, pen, save
 
 __all__ = ["pen"]
 

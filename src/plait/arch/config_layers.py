@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait import names
-from plait.arch import Module
-from plait.quirks import (
+from plait.arch import names
+from plait.arch.anatomy import Module
+from plait.arch.quirks import (
     EXTRA_LAYERS,
     FIXED_DEPTH,
     INDICES,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from plait.errors import PlaitError, Problems
-from plait.kinds import check
+from plait.recipe.kinds import check
 
 MERGE = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n"
 RAW = "merge_method: linear\nmodels:\n  - {model: a.pt}\n  - {model: b.safetensors}\n"

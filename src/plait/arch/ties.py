@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plait import names
-from plait.quirks import ABSENT_HEADS, HEAD_BESIDE
+from plait.arch import names
+from plait.arch.quirks import ABSENT_HEADS, HEAD_BESIDE
 from plait.types import TensorSpec
 
 

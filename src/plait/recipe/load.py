@@ -16,13 +16,12 @@ from typing import Any, Literal
 
 import yaml
 
-from plait import document
-from plait import keys as k
-from plait.document import place
 from plait.errors import RecipeError, Where
-from plait.grammar import Reading, kind_of, parse
-from plait.schema import schema as schema
-from plait.setting import Setting
+from plait.recipe import document
+from plait.recipe import keys as k
+from plait.recipe.document import place
+from plait.recipe.grammar import Reading, kind_of, parse
+from plait.recipe.setting import Setting
 from plait.types import ModelRef
 
 Settings = Mapping[str, Setting]

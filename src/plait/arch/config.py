@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plait.arch import Architecture, integers
-from plait.config_layers import Chosen, mend_layers, part_of
+from plait.arch.anatomy import Architecture, integers
+from plait.arch.config_layers import Chosen, mend_layers, part_of
 from plait.types import DTYPES, MERGEABLE, TensorSpec
 
 
