@@ -6,7 +6,8 @@
    floor(q * (entries - 1)) in ascending order, exactly (the original draws a sample above a million entries).
 3. result = x where importance >= threshold, else the base.
 
-If three quarters of the entries did not change, the threshold is 0 and the model is taken everywhere.
+If three quarters of the entries did not change, the threshold is 0 and the model is taken everywhere but in rows whose divergence
+is zero up to rounding, and came out below.
 
 Reference: Arcee Fusion, https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md
 """
@@ -30,14 +31,16 @@ class Params:
 
 def _importance(piece: Piece) -> Tensor:
     base, x = piece.models
-    p, q = (v.double().softmax(-1).add_(1e-8) for v in (x, base))
-    divergence = (p / q).log_().mul_(p).sum(-1, keepdim=True).clamp_(min=0)
+    p, q = (v.softmax(-1).add_(1e-8) for v in (x, base))
+    divergence = (p / q).log_().mul_(p).sum(-1, keepdim=True)
     return ((x - base).abs() * divergence).float()
 
 
 def _first(pieces: Pieces, _: Params) -> float:
     last = pieces.entries - 1
-    first, median, third = order_statistics(pieces, [last // 4, last // 2, last * 3 // 4], _importance)
+    first, median, third = order_statistics(
+        pieces, [last // 4, last // 2, last * 3 // 4], lambda piece: _importance(piece).clamp_(min=0)
+    )
     return median + 1.5 * (third - first)
 
 

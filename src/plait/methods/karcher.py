@@ -23,7 +23,7 @@ from plait.ops.gram import gram
 
 @dataclass(frozen=True)
 class Params:
-    max_iter: int = param("Most steps.", default=10, low=0)
+    max_iter: int = param("Largest number of steps.", default=10, low=0)
     tol: float = param("Lengths and angles (in radians) up to this count as zero.", default=1e-5, low=0)
 
 
