@@ -13,6 +13,7 @@ import torch
 
 from plait import fit
 from plait.demo.score import HERE, SKILLS, Score, load, one_thread, score, write
+from plait.demo.show import show
 from plait.demo.story import Row, Story, play, unpack
 from plait.demo.table import learnt, plain
 from plait.errors import OutputError, PlaitError
@@ -133,6 +134,25 @@ def test_a_directory_with_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         unpack(tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_mistake_in_a_recipe_is_located_and_the_working_directory_restored(tmp_path: Path) -> None:
+    """A recipe that the user broke stops the demo with the file's full path, the line and the mend."""
+    out, before = unpack(tmp_path / "demo"), Path.cwd()
+    broken = out / "recipes" / "a.yml"
+    broken.write_text("# mine\n" + RECIPES[0].read_text().replace("merge_method: ", "merge_method: x"))
+    line = broken.read_text().splitlines().index("merge_method: xbreadcrumbs") + 1
+    with pytest.raises(PlaitError, match="did you mean breadcrumbs") as caught:
+        play(out)
+    assert (caught.value.where.path, caught.value.where.line) == (str(broken), line)
+    assert Path.cwd() == before
+
+
+def test_numbers_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
+    """A JSON file in a directory that does not exist stops the demo before it writes anything."""
+    with pytest.raises(OutputError, match="cannot write"):
+        show(tmp_path / "demo", json_file=tmp_path / "no" / "numbers.json")
+    assert not (tmp_path / "demo").exists()
 
 
 def test_without_transformers_the_error_tells_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

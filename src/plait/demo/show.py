@@ -21,8 +21,10 @@ WIDTH = 100  # columns
 
 def show(out: Path, *, quick: bool = False, json_file: Path | None = None) -> Story:
     """Play the demo in `out` and print it; with `json_file`, write the numbers there too. Raises OutputError."""
-    if json_file and json_file.resolve().is_dir():
-        raise OutputError(f"{json_file} is a directory", wanted="a file for the numbers", do="name a file: --json FILE")
+    if json_file and (json_file.is_dir() or not json_file.resolve().parent.is_dir()):
+        raise OutputError(
+            f"cannot write {json_file}", wanted="a file in a directory that exists", do="name another file"
+        )
     story = play(out, QUICK if quick else None, say=lambda line: print(line, flush=True), progress=bar)
     print()
     if sys.stdout.isatty():

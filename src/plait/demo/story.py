@@ -89,13 +89,14 @@ def play(
     """
     require_transformers()
     out = unpack(Path(out))
-    with inside(out / "recipes"):
+    recipes = out / "recipes"
+    with inside(recipes):
         say(f"Four small models, in {out / 'models'}:")
         for name, about in ABOUT.items():
             say(f"  {name:<6}{about}")
         say("")
-        say(f"Merged by the recipes in {out / 'recipes'}:")
-        merges = [weave(recipe, out / "merged", say) for recipe in sorted(Path().glob("*.y*ml"))]
+        say(f"Merged by the recipes in {recipes}:")
+        merges = [weave(recipe, out / "merged", say) for recipe in sorted(recipes.glob("*.y*ml"))]
         models = [(name, about, False, out / "models" / name) for name, about in ABOUT.items()]
         models += [(name, about, True, out / "merged" / name) for name, about in merges]
         with progress(len(models) * sum(len(skill.items(count)) for skill in SKILLS)) as tick:

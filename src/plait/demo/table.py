@@ -55,7 +55,8 @@ def footnotes(story: Story) -> list[str]:
     total = next(iter(story.best.scores.values())).total
     return [
         *(f"{skill.name}: {skill.about}" for skill in SKILLS),
-        f"Right answers in %, of {total} questions a skill, none seen in training. One standard error is at most "
+        f"Right answers in %, of {total} questions a skill, unseen in training; the numbers in the recipes were "
+        f"chosen by looking at such scores. One standard error is at most "
         f"±{100 * worst:.1f} for a skill and ±{100 * max(row.error for row in story.rows):.1f} for a mean.",
         "gain kept: of what the specialists gained over the base; 100% is each specialist at its own skill.",
     ]
