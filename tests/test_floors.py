@@ -1,0 +1,105 @@
+"""The house: what a file may import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import plait
+from plait.methods import registry
+
+HOUSE = Path(plait.__file__).parent
+#: from the ground up: a room imports from the rooms before it
+ROOMS = """errors types layout ops checkpoint arch recipe method methods fit strands plan compute run writer estimate
+report output front testing demo cli __init__ __main__""".split()
+#: third-party packages at the top of a file
+TOP = {
+    "torch": "ops checkpoint arch method methods compute run writer estimate output testing demo".split(),
+    "safetensors": ["checkpoint", "demo"],
+    "numpy": ["ops", "demo"],
+    "yaml": ["recipe", "output", "demo"],
+    "pydantic": ["recipe"],
+    "pydantic_core": ["recipe"],
+    "click": ["cli"],
+}
+#: and inside of a function, where they are used
+LAZY = {
+    "torch": ["checkpoint", "front"],
+    "huggingface_hub": ["checkpoint"],
+    "transformers": ["front", "demo"],
+    "rich": ["cli", "demo"],
+    "yaml": ["recipe"],
+}
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(dotted name, whether importing the file imports it) of every import statement."""
+    tree = ast.parse(path.read_text("utf-8"))
+    now = {
+        id(n)
+        for top in tree.body
+        if not isinstance(top, ast.FunctionDef | ast.ClassDef | ast.If)
+        for n in ast.walk(top)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in now) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            module = str(node.module)
+            if module == "plait":
+                yield from ((f"plait.{alias.name}", id(node) in now) for alias in node.names)
+            else:
+                yield module, id(node) in now
+
+
+def room(path: Path) -> str:
+    return path.relative_to(HOUSE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(HOUSE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(HOUSE)))
+def test_imports(path: Path) -> None:
+    """A file imports from its own room and from rooms below it, and third-party packages where the design has them."""
+    here = room(path)
+    outside = packages_distributions()
+    for name, at_once in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "plait" and rest:
+            there = rest.split(".")[0]
+            assert there in ROOMS, f"{there} has no place in the house yet"
+            assert there == here or ROOMS.index(there) < ROOMS.index(here), f"{here} imports {name} from above"
+        elif top in outside and top != "plait":
+            allowed = TOP.get(top, []) if at_once else [*TOP.get(top, []), *LAZY.get(top, [])]
+            assert here in allowed, f"{here} must not import {name}" + (" at the top" if at_once else "")
+
+
+@pytest.mark.parametrize("command", ["import plait", "from plait.cli import main; main(['--help'])"])
+def test_instant(command: str) -> None:
+    """`import plait` and `plait --help` load no heavy package."""
+    heavy = {"torch", "transformers", "pydantic", "rich", "numpy", "yaml", "safetensors", "huggingface_hub"}
+    code = f"import sys\ntry:\n    {command}\nexcept SystemExit: pass\nprint('loaded', *({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded"
+
+
+@pytest.mark.parametrize("name", registry())
+def test_one_file(name: str) -> None:
+    """A method is one file: its name is the file's, its page the file's docstring, and no other file names it.
+
+    Only `recipe/` does, since foreign kinds of recipe imply a method.
+    """
+    path = HOUSE / "methods" / f"{name}.py"
+    method = registry()[name]
+    assert method.function.__module__ == f"plait.methods.{name}"
+    assert ast.get_docstring(ast.parse(path.read_text("utf-8"))) == method.doc
+    others = [p for p in FILES if room(p) not in ("methods", "recipe", "demo") and f'"{name}"' in p.read_text("utf-8")]
+    assert others == []
