@@ -155,20 +155,18 @@ def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 def write(network: Any, tokenizer: Any, ids: torch.Tensor) -> list[str]:
     """What the model writes after each prompt, greedily, up to the end of the line; ids: int64 [prompts, tokens]."""
-    out = network(ids, use_cache=True)
-    written, done = [], torch.zeros(len(ids), dtype=torch.bool)
-    for _ in range(MOST_TOKENS):
-        token = out.logits[:, -1].argmax(-1)
-        written.append(token)
-        done |= token == tokenizer.eos_token_id
-        if done.all():
-            break
-        out = network(token[:, None], past_key_values=out.past_key_values, use_cache=True)
-    answers = []
-    for row in torch.stack(written, dim=1).tolist():
-        end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
-        answers.append(tokenizer.decode(row[:end]).split("\n")[0].strip())
-    return answers
+    end = tokenizer.eos_token_id
+    whole = network.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=MOST_TOKENS,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    rows = whole[:, ids.shape[1] :].tolist()
+    texts = [tokenizer.decode(row[: row.index(end)] if end in row else row) for row in rows]
+    return [text.split("\n")[0].strip() for text in texts]
 
 
 def choose(network: Any, tokenizer: Any, ids: torch.Tensor, choices: Sequence[str]) -> list[str]:
