@@ -5,7 +5,9 @@ Threads take whole steps; while one waits for the disk, another computes. Which 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -17,6 +19,8 @@ from torch import Tensor
 from plait.checkpoint.dtypes import torch_dtype
 from plait.compute import Copy, Reader, Task
 from plait.plan import Input, Plan, Step
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 #: takes rows of an output tensor: (tensor's name, first row, piece)
 Sink = Callable[[str, int, Tensor], None]
@@ -76,7 +80,7 @@ def run(
             if progress:
                 progress(piece.numel() * piece.element_size())
 
-    with _single_threaded_torch(), ThreadPoolExecutor(threads or default_threads(), "plait") as pool:
+    with _workshop(), ThreadPoolExecutor(threads or default_threads(), "plait") as pool:
         futures = [pool.submit(work, step) for step in plan.steps]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
@@ -97,7 +101,7 @@ def tensors(plan: Plan, check: bool = True) -> Iterator[tuple[str, Tensor]]:
 
 def tensor(plan: Plan, step: Step, rows: tuple[int, int] | None = None, check: bool = True) -> Tensor:
     """One output tensor, or some rows of its matrix view; reads no more than these need."""
-    with _single_threaded_torch():
+    with _workshop():
         made = task(plan, step)
         if rows is None:
             parts = [piece.reshape(-1) for _, piece in made.run(check)]
@@ -115,10 +119,17 @@ def tensor(plan: Plan, step: Step, rows: tuple[int, int] | None = None, check: b
 
 
 @contextmanager
-def _single_threaded_torch() -> Iterator[None]:
-    """Our threads share the cores; torch's own would only get in their way."""
+def _workshop() -> Iterator[None]:
+    """How torch and the allocator are set while pieces are worked on.
+
+    Our threads share the cores; torch's own would only get in their way. And glibc by default gives every buffer of a piece
+    back to the system and asks for it anew, which costs more than the arithmetic: buffers are kept below 64 MB.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
+        mallopt(_MMAP_THRESHOLD, 64 << 20)
+        mallopt(_TRIM_THRESHOLD, 64 << 20)
     try:
         yield
     finally:

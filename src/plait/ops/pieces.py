@@ -66,11 +66,14 @@ def total(
 
     A block is a list of flat tensors, one for each that `of` returns.
     """
-    parts = []
+    parts: list[list[float]] = []  # numbers, not tensors: small tensors that live on would fragment the heap
+    shape: tuple[int, ...] = ()
     for piece in pieces:
         tensors = of(piece)
         size = block_rows(tensors[0].shape[-1])
         for rows in zip(*(torch.split(x, size) for x in tensors), strict=True):
-            parts.append(measure([r.reshape(-1) for r in rows]).double())
-    columns = torch.stack(parts).reshape(len(parts), -1).T.tolist()
-    return torch.tensor([math.fsum(column) for column in columns], dtype=torch.float64).reshape(parts[0].shape)
+            measured = measure([r.reshape(-1) for r in rows])
+            shape = tuple(measured.shape)
+            parts.append(measured.double().reshape(-1).tolist())
+    sums = [math.fsum(column) for column in zip(*parts, strict=True)]
+    return torch.tensor(sums, dtype=torch.float64).reshape(shape)

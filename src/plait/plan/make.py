@@ -1,0 +1,67 @@
+"""From a checked recipe and opened models to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from plait.arch import config as configs
+from plait.errors import PlanError, raise_all
+from plait.layout import layout
+from plait.method import Method
+from plait.plan.losses import losses
+from plait.plan.records import Options, Plan
+from plait.plan.steps import Builder
+from plait.recipe import Recipe
+from plait.strands import Band, Model, bands
+
+DEFAULTS = Options()
+
+
+def make_plan(recipe: Recipe, models: Sequence[Model], method: Method, options: Options = DEFAULTS) -> Plan:
+    """Decide everything that names, shapes, dtypes and configs can settle; raises all problems together."""
+    donor = next((i for i, m in enumerate(models) if m.ref == recipe.base), 0)
+    _same_architecture(models, options)
+    parts = bands(recipe, models, donor)
+    builder = Builder(recipe, models, method, options)
+    for made in parts.values():
+        builder.module(made)
+    raise_all(builder.findings.problems())
+    steps = tuple(builder.steps)
+    specs = {step.name: step.spec for step in steps}
+    chosen = {
+        name: [
+            (models[b.strands[0].model].opened.config, b.strands[0].start + k) for b in made for k in range(b.layers)
+        ]
+        for name, made in parts.items()
+        if not _whole(made, models[donor].arch.module(name).count, donor)
+    }
+    tied = False if builder.untied else None
+    mended = configs.mend(models[donor].opened.config, models[donor].arch, chosen, specs, tied=tied)
+    return Plan(
+        recipe=recipe,
+        models=tuple(models),
+        donor=donor,
+        steps=steps,
+        shards=layout(specs, options.shard_size),
+        config=mended.config,
+        dropped=losses(models, parts, builder),
+        notes=(*builder.findings.notes, *mended.notes),
+        seed=options.seed if options.seed is not None else 0,
+        options=options,
+    )
+
+
+def _whole(made: Sequence[Band], count: int, donor: int) -> bool:
+    """Whether a module keeps the donor's layers, all of them and in order, so that its config needs no mending."""
+    return len(made) == 1 and any((s.model, s.start, s.stop) == (donor, 0, count) for s in made[0].strands)
+
+
+def _same_architecture(models: Sequence[Model], options: Options) -> None:
+    named = {m.ref: (m.opened.config.get("architectures") or [None])[0] for m in models}
+    if len(set(named.values())) > 1 and not options.allow_crimes:
+        raise PlanError(
+            "the models are of different architectures",
+            wanted="one architecture",
+            found=", ".join(f"{ref}: {name or 'unknown'}" for ref, name in named.items()),
+            do="pass --allow-crimes if their tensors have the same names and shapes",
+        )
