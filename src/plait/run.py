@@ -115,7 +115,8 @@ def tensor(plan: Plan, step: Step, rows: tuple[int, int] | None = None, check: b
             if low < high:
                 piece = made.rows(start, stop, whole, check).reshape(-1, columns)
                 parts.append(piece[low - start : high - start])
-        return torch.cat(parts) if parts else torch.empty((0, columns), dtype=torch_dtype(step.spec.dtype))
+        nothing = torch.empty((rows[1] - rows[0], columns), dtype=torch_dtype(step.spec.dtype))
+        return torch.cat(parts) if parts else nothing
 
 
 @contextmanager

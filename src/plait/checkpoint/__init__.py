@@ -38,11 +38,13 @@ class Checkpoint(Protocol):
 
 
 def cut(tensor: torch.Tensor, rows: Rows | None) -> torch.Tensor:
-    """`rows` of a tensor that is in memory, as `Checkpoint.read` returns them."""
-    if rows is None:
-        return tensor
-    matrix = tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor.reshape(-1, 1)
-    return matrix[rows[0] : rows[1]].contiguous()
+    """A tensor that is in memory, or `rows` of it, as `Checkpoint.read` returns them: a copy."""
+    import torch
+
+    tensor = tensor.detach()
+    if rows is not None:
+        tensor = tensor.reshape(TensorSpec("F32", tuple(tensor.shape)).matrix)[rows[0] : rows[1]]
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 class InMemory:
@@ -56,4 +58,4 @@ class InMemory:
         self._tensors = dict(tensors)
 
     def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
-        return cut(self._tensors[name].detach().cpu(), rows).clone()
+        return cut(self._tensors[name].cpu(), rows)

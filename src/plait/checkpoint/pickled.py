@@ -42,7 +42,7 @@ class PickledFiles:
         self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor) for name, tensor in self._tensors.items()}
 
     def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
-        return cut(self._tensors[name], rows).clone(memory_format=torch.contiguous_format)
+        return cut(self._tensors[name], rows)
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
