@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from methods.oracles import ORACLES, importance
+from methods.settings import values
 from plait.compute import merge_tensors
 from plait.method import bind
 from plait.methods import registry
@@ -70,7 +71,6 @@ SETTINGS: dict[str, list[dict]] = {
         {"density": 0.3, "rescale": True, "normalize": False, "lambda": 1.5, "weight": (0.7, -0.3, 0.5)},
     ],
 }
-WEIGHT = (0.5, 0.3, 0.4)
 
 
 def inputs(kind: str) -> list[torch.Tensor]:
@@ -110,16 +110,6 @@ def inputs(kind: str) -> list[torch.Tensor]:
 
 KINDS = ["random", "sparse", "tiny", "antipodal", "few", "equal", "unchanged", "zero", "zeros", "opposite", "bf16"]
 KINDS += ["scalar", "single", "vector", "row", "column", "stack"]
-
-
-def values(name: str, given: dict, models: int) -> dict:
-    found = {}
-    for p in registry()[name].parameters:
-        value = given.get(p.name, WEIGHT if p.required and p.per_model else p.default)
-        if p.per_model:
-            value = value[:models] if isinstance(value, tuple) else (value,) * models
-        found[p.name] = value
-    return found
 
 
 CASES = [pytest.param(name, v, id=f"{name}-{i}") for name, settings in SETTINGS.items() for i, v in enumerate(settings)]
