@@ -15,6 +15,7 @@ import plait
 from plait.methods import registry
 
 HOUSE = Path(plait.__file__).parent
+OUTSIDE = packages_distributions()
 #: from the ground up: a room imports from the rooms before it
 ROOMS = [
     *(
@@ -84,14 +85,13 @@ FILES = sorted(HOUSE.rglob("*.py"))
 def test_imports(path: Path) -> None:
     """A file imports from its own room and from rooms below it, and third-party packages where the design has them."""
     here = room(path)
-    outside = packages_distributions()
     for name, at_once in imports(path):
         top, _, rest = name.partition(".")
         if top == "plait" and rest:
             there = rest.split(".")[0]
             assert there in ROOMS, f"{there} has no place in the house yet"
             assert there == here or ROOMS.index(there) < ROOMS.index(here), f"{here} imports {name} from above"
-        elif top in outside and top != "plait":
+        elif top in OUTSIDE and top != "plait":
             allowed = TOP.get(top, set()) | (set() if at_once else LAZY.get(top, set()))
             assert here in allowed, f"{here} must not import {name}" + (" at the top" if at_once else "")
 
