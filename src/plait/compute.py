@@ -38,6 +38,7 @@ class Task:
     seed: int = 0
     computing: torch.dtype = torch.float32  # or float64
     piece: int = PIECE
+    sources: Sequence[str] = ()  # what to call the base, if there is one, and the models
 
     def run(self, check: bool = True) -> Iterator[tuple[int, Tensor]]:
         """The merged tensor from its first row to its last: (row, piece in the result's dtype)."""
@@ -115,11 +116,11 @@ class Task:
         return self.method.space == "delta"
 
     def _blame(self, row: int, stop: int) -> str:
-        readers = [*([("the base", self.base)] if self.base else [])]
-        readers += [(f"model {i + 1} of the recipe", m) for i, m in enumerate(self.models)]
-        for who, reader in readers:
-            if not _finite(reader((row, stop))):
-                return f"NaN or infinity in {who}"
+        readers = [*([self.base] if self.base else []), *self.models]
+        for rows in ((row, stop), *self.cuts()):  # what is known of the whole spreads a value from any piece
+            for source, reader in zip(self.sources, readers, strict=True):
+                if not _finite(reader(rows)):
+                    return f"NaN or infinity in {source}"
         return f"finite inputs, but a result beyond the range of {str(self.dtype).removeprefix('torch.')}"
 
 
@@ -191,6 +192,7 @@ class Copy:
     name: str
     shape: tuple[int, ...]
     inputs: Sequence[Reader]
+    sources: Sequence[str]  # what to call them
     piece: int = PIECE
 
     def run(self, check: bool = True) -> Iterator[tuple[int, Tensor]]:
@@ -208,19 +210,19 @@ class Copy:
 
     def rows(self, row: int, stop: int, whole: None = None, check: bool = True) -> Tensor:
         first, *others = (reader((row, stop)) for reader in self.inputs)
-        for other in others:
+        for source, other in zip(self.sources[1:], others, strict=True):
             if not torch.equal(first.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)):
                 raise MergeError(
                     f"{self.name} is not a floating tensor, and the models differ in it",
                     wanted="the same values in every model",
-                    found="different values",
+                    found=f"different values in {self.sources[0]} and {source}",
                     do="merge models that agree in it",
                 )
         if check and not _finite(first):
             raise MergeError(
                 f"{self.name} has values that are not finite",
                 wanted="finite numbers in every output tensor",
-                found="NaN or infinity in the model that it is copied from",
+                found=f"NaN or infinity in {self.sources[0]}",
                 do="look at that input; --allow-nonfinite writes it all the same",
             )
         return first

@@ -35,8 +35,9 @@ def default_threads() -> int:
 
 def task(plan: Plan, step: Step) -> Task | Copy:
     """What computes one step."""
+    called = [f"{source.name} of {plan.models[source.model].ref}" for source in step.sources()]
     if step.method is None:
-        return Copy(step.name, step.spec.shape, [_reader(plan, i) for i in step.inputs])
+        return Copy(step.name, step.spec.shape, [_reader(plan, i) for i in step.inputs], called)
     codes = {plan.spec_of(source).dtype for source in step.sources()} | {step.spec.dtype}
     return Task(
         name=step.name,
@@ -48,6 +49,7 @@ def task(plan: Plan, step: Step) -> Task | Copy:
         base=_reader(plan, step.base) if step.base else None,
         seed=plan.seed,
         computing=torch.float64 if "F64" in codes else torch.float32,
+        sources=called,
     )
 
 

@@ -28,23 +28,26 @@ WEIGHTS = (
 
 
 def check_output(out: Path, nbytes: int, inputs: Iterable[Path], force: bool = False) -> None:
-    """Refuse an OUT that is an input, that holds something (unless `force`), or whose disk lacks `nbytes`."""
+    """Refuse an OUT that an input lies in, that holds something (unless `force`), or whose disk lacks `nbytes`.
+
+    `inputs`: files and folders, which may be symbolic links.
+    """
     target = out.resolve()
-    for folder in inputs:
-        if folder.resolve() == target:
-            raise OutputError(
-                "the output would overwrite an input", wanted="a new directory", found=str(out), do="choose another OUT"
-            )
-    if out.exists() and not out.is_dir():
+    if target in {path.resolve().parent if path.is_file() else path.resolve() for path in inputs}:
+        raise OutputError(
+            "the output would overwrite an input", wanted="a new directory", found=str(out), do="choose another OUT"
+        )
+    # os.path, since pathlib raises where a parent may not be looked into
+    if os.path.exists(out) and not os.path.isdir(out):
         raise OutputError("OUT is a file", wanted="a directory", found=str(out), do="choose another OUT")
-    if out.is_dir() and not force and (held := sorted(os.listdir(out))):
+    if os.path.isdir(out) and not force and (held := sorted(os.listdir(out))):
         raise OutputError(
             f"{out} is not empty",
             wanted="a new or empty directory",
             found=", ".join(held[:4]) + (" …" if len(held) > 4 else ""),
             do="choose another OUT, or pass --force to replace the model in it",
         )
-    there = next(p for p in (target, *target.parents) if p.exists())
+    there = next(p for p in (target, *target.parents) if os.path.exists(p))
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"{there} cannot be written to", do="choose another OUT, or change its permissions")
     free = shutil.disk_usage(there).free

@@ -27,6 +27,7 @@ class Opened:
     folder: Path | None
     revision: str | None
     checkpoint: Checkpoint = field(repr=False)
+    files: tuple[Path, ...] = field(default=(), repr=False)  # that hold the weights
 
     @property
     def config(self) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def open_model(ref: ModelRef, *, cache: Path | None = None, relative_to: Path | 
     local = local_path(ref.path, relative_to)
     folder, revision = (local, None) if local else _download(ref, cache)
     if folder.is_file():
-        return Opened(ref, None, None, _weights([folder], {}))
+        return Opened(ref, None, None, _weights([folder], {}), (folder,))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if ref.architecture:
         config = {**config, "architectures": [ref.architecture]}
@@ -60,7 +61,8 @@ def open_model(ref: ModelRef, *, cache: Path | None = None, relative_to: Path | 
             found=str(kind.get("quant_method") if isinstance(kind, dict) else kind),
             do="use the model that it was quantised from",
         )
-    return Opened(ref, folder, revision, _weights(weight_files(folder), config))
+    files = weight_files(folder)
+    return Opened(ref, folder, revision, _weights(files, config), tuple(files))
 
 
 def _weights(files: list[Path], config: dict[str, Any]) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import signal
 import sys
 from typing import Any
 
@@ -46,9 +47,11 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Run the command line. Exit codes: 0 done, 2 the user can mend it, 1 a bug of ours, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 2 the user can mend it, 1 a bug of ours, 130 interrupted, 143 killed."""
     from plait.errors import PlaitError
 
+    if args is None:  # a process of our own: a polite kill cleans up like Ctrl-C
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         code = cli.main(args, prog_name="plait", standalone_mode=False)
     except PlaitError as error:

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from plait.checkpoint.directory import weight_files
 from plait.checkpoint.source import Opened
 from plait.plan import Plan
 
@@ -37,7 +36,6 @@ def provenance(plan: Plan, hash_inputs: bool = False) -> dict[str, Any]:
 
 
 def _model(opened: Opened, hash_inputs: bool) -> Mapping[str, Any]:
-    files = weight_files(opened.folder) if opened.folder else []
     return {
         "model": str(opened.ref),
         "revision": opened.revision,
@@ -48,7 +46,7 @@ def _model(opened: Opened, hash_inputs: bool) -> Mapping[str, Any]:
                 "fingerprint": fingerprint(path),
                 **({"sha256": _sha256(path)} if hash_inputs else {}),
             }
-            for path in files
+            for path in opened.files
         ],
     }
 

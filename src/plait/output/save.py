@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from plait.errors import OutputError
 from plait.layout import index_json
 from plait.output.card import card, title
 from plait.output.provenance import provenance
-from plait.output.sidefiles import side_files
+from plait.output.sidefiles import clear, side_files
 from plait.plan import Plan
 from plait.run import Progress, run
 from plait.writer import Writer, check_output
@@ -43,8 +44,7 @@ def save(
 ) -> Saved:
     """Run the plan into the directory `out`; raises before any work where it can, and leaves no half-written model behind."""
     begun = time.monotonic()
-    folders = [m.opened.folder for m in plan.models if m.opened.folder]
-    check_output(out, plan.nbytes, folders, force)
+    check_output(out, plan.nbytes, _inputs(plan), force)
     beside = side_files(plan, copy_tokenizer)
     facts = provenance(plan, hash_inputs)
     text = card(plan, title(out)) if write_card else None
@@ -52,6 +52,7 @@ def save(
         run(plan, writer.write, threads=threads, check=not allow_nonfinite, progress=progress)
         files = writer.finish()
     try:
+        clear(out)
         if len(plan.shards) > 1:
             files.append(_write(out / "model.safetensors.index.json", index_json(plan.specs, plan.shards)))
         files += beside.write(out)
@@ -68,6 +69,15 @@ def save(
             do="free some space and run the merge again with --force",
         ) from error
     return Saved(out, tuple(files), len(plan.steps), plan.nbytes, time.monotonic() - begun)
+
+
+def _inputs(plan: Plan) -> Iterator[Path]:
+    """Every folder and file that the models are read from."""
+    for model in plan.models:
+        yield from model.opened.files
+        if folder := model.opened.folder:
+            yield folder
+            yield from (path for path in folder.iterdir() if path.is_file())
 
 
 def _json(data: object) -> str:

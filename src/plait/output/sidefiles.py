@@ -41,6 +41,21 @@ OTHERS = (
 )
 
 
+#: what plait writes besides
+OWN = ("config.json", "README.md", "plait_config.yml", "plait_provenance.json")
+NAMED_TEMPLATES = "additional_chat_templates"
+
+
+def clear(out: Path) -> None:
+    """Remove the side files of an older model: one that the new model lacks would pass for the new model's."""
+    for name in (*OWN, *TOKENIZER, *TEMPLATES, *OTHERS):
+        (out / name).unlink(missing_ok=True)
+    for path in (out / NAMED_TEMPLATES).glob("*.jinja"):
+        path.unlink()
+    if (out / NAMED_TEMPLATES).is_dir() and not any((out / NAMED_TEMPLATES).iterdir()):
+        (out / NAMED_TEMPLATES).rmdir()
+
+
 @dataclass(frozen=True)
 class SideFiles:
     """What is copied (paths inside the donor's folder), and the chat template that replaces the donor's, if any."""
@@ -82,11 +97,8 @@ def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
         *OTHERS,
     )
     copied = [name for name in groups if (folder / name).is_file()]
-    if template is None and copy_tokenizer and (folder / "additional_chat_templates").is_dir():
-        copied += [
-            f"additional_chat_templates/{p.name}"
-            for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))
-        ]
+    if template is None and copy_tokenizer:
+        copied += [f"{NAMED_TEMPLATES}/{p.name}" for p in sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))]
     if copy_tokenizer and not any(name in TOKENIZER for name in copied):
         notes.append(f"{donor.ref} has no tokenizer files")
     if "auto_map" in plan.config:
