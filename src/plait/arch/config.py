@@ -36,6 +36,8 @@ def mend(
     absent are untouched. `tensors`: the output's. `tied`: whether head and embedding are one; None: told from their presence.
     `drop_quantization` leaves out `quantization_config`, for weights that were dequantised. Nothing given is changed.
     """
+    if not config:  # a bare weight file stays one
+        return Mended({})
     out = copy.deepcopy(dict(config))
     notes: list[str] = []
     for module in arch.modules:
