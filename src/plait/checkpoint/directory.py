@@ -23,6 +23,8 @@ from plait.errors import ModelError
 from plait.types import TensorSpec
 
 _OTHERS = ("adapter_", "training_args", "optimizer", "scheduler", "rng_state", ".")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_SINGLE = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin", ".pt": "model.pt"}
 _WEIGHTS = "*.safetensors, or *.bin / *.pt of torch.save"
 
 
@@ -31,7 +33,10 @@ def read_json(path: Path, limit: int = 64_000_000) -> dict[str, Any]:
     try:
         if path.stat().st_size > limit:
             raise ModelError(f"{path} is too large", wanted=f"at most {limit} bytes", found=f"{path.stat().st_size}")
-        data = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        data = json.loads(text)
+        if _HALF.search(text):
+            json.dumps(data, ensure_ascii=False).encode("utf-8")  # half a character cannot be written again
     except OSError as error:
         raise ModelError(f"{path} cannot be read", found=str(error.strerror)) from error
     except (ValueError, RecursionError) as error:
@@ -43,14 +48,15 @@ def read_json(path: Path, limit: int = 64_000_000) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights of a model directory, in shard order; `ModelError` when there are none."""
-    for suffix, single in ((".safetensors", "model.safetensors"), (".bin", "pytorch_model.bin"), (".pt", "model.pt")):
+    for suffix, single in _SINGLE.items():
         index = folder / f"{single}.index.json"
         if index.is_file():
             return _indexed(folder, index)
         if (folder / single).is_file():
             return [folder / single]
-        shards = sorted(p for p in folder.glob(f"*{suffix}") if re.search(r"-of-\d+\.\w+$", p.name))
-        others = sorted(p for p in folder.glob(f"*{suffix}") if not p.name.startswith(_OTHERS))
+        files = sorted(p for p in folder.glob(f"*{suffix}") if p.is_file())
+        shards = [p for p in files if re.search(r"-of-\d+\.\w+$", p.name)]
+        others = [p for p in files if not p.name.startswith(_OTHERS)]
         if shards:
             _complete(folder, shards)
             return shards
@@ -75,11 +81,14 @@ def weight_files(folder: Path) -> list[Path]:
 def _indexed(folder: Path, index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise ModelError(f"{index} has no weight_map", wanted="weight_map: {tensor: file}", do="download it again")
+        found = f"weight_map: {str(weight_map)[:80]}"
+        raise ModelError(f"{index} has no weight_map", wanted="weight_map: {tensor: file}", found=found)
+    if not weight_map:
+        raise ModelError(f"{index} names no tensor", wanted="weight_map: {tensor: file}", found="weight_map: {}")
     names = list(dict.fromkeys(weight_map.values()))
     for name in names:
-        if name != os.path.basename(name) or name in ("", ".", "..") or any(ord(c) < 32 for c in name):
-            raise ModelError(f"{index} names a file outside its folder", wanted="file names", found=repr(name[:80]))
+        if name != os.path.basename(name) or name in ("", ".", "..") or not name.isprintable():
+            raise ModelError(f"{index} names a file outside its folder", wanted="file names", found=ascii(name[:80]))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelError(
@@ -89,6 +98,19 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
             do="download the missing files",
         )
     return [folder / name for name in sorted(names)]
+
+
+def check_index(folder: Path, files: list[Path], specs: Mapping[str, TensorSpec]) -> None:
+    """Refuse weights that lack a tensor of their index: a file among them is not the one that was meant."""
+    index = folder / f"{_SINGLE[files[0].suffix]}.index.json"
+    lost = [name for name in read_json(index)["weight_map"] if name not in specs] if index.is_file() else []
+    if lost:
+        raise ModelError(
+            f"{index} names {len(lost)} tensors that are in none of its files",
+            wanted="every tensor of the index",
+            found=f"no {', no '.join(map(ascii, lost[:3]))}",
+            do="download the files again",
+        )
 
 
 def _complete(folder: Path, shards: list[Path]) -> None:

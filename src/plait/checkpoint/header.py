@@ -45,7 +45,7 @@ def read_header(path: Path) -> dict[str, Extent]:
             f"{path} cannot be read", found=str(error.strerror), do="check that the file exists and may be read"
         ) from error
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise _broken(path, "a JSON object with each name once", f"{error}") from error
     if not isinstance(header, dict):
@@ -80,9 +80,9 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
         raise _broken(path, "dtype, shape and data_offsets", f"the entry of {name!r} as {str(entry)[:80]}") from error
     if not isinstance(code, str) or code not in DTYPES:
         raise _broken(path, f"a dtype out of {', '.join(DTYPES)}", f"{str(code)[:40]!r} for {name!r}")
-    if any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or len(shape) > 16:
+    if not isinstance(shape, list) or len(shape) > 16 or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
         raise _broken(path, "sizes and offsets from 0 to 2^63", f"{str(numbers)[:80]} for {name!r}")
-    if any(ord(c) < 32 for c in name):
+    if not name.isprintable():
         raise _broken(path, "printable tensor names", f"{name!r}")
     return TensorSpec(code, tuple(shape)), begin, end
 
@@ -90,8 +90,8 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} twice")
+        seen: set[str] = set()
+        raise ValueError(f"{next(n for n, _ in pairs if n in seen or seen.add(n))!r} twice")  # type: ignore[func-returns-value]
     return table
 
 

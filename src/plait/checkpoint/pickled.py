@@ -45,6 +45,17 @@ class PickledFiles:
         return cut(self._tensors[name], rows)
 
 
+def _named(name: object) -> bool:
+    return isinstance(name, str) and name.isprintable()
+
+
+def _plain(value: object) -> bool:
+    """Whether it is a tensor whose bytes are its numbers: not sparse, not quantised, not on a device of its own."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+
+
 def _load(path: Path) -> dict[str, torch.Tensor]:
     if not zipfile.is_zipfile(path):
         raise ModelError(
@@ -66,7 +77,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         data = data["state_dict"]
     if not isinstance(data, dict) or not data:
         raise ModelError(f"{path} holds no state dict", wanted="{name: tensor}", found=type(data).__name__, do=_CONVERT)
-    stray = [str(k) for k, v in data.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
+    stray = [ascii(name)[:80] for name, value in data.items() if not (_named(name) and _plain(value))]
     if stray:
-        raise ModelError(f"{path} holds more than tensors", found=", ".join(stray[:4]), do=_CONVERT)
+        raise ModelError(f"{path} holds more than plain tensors", found=", ".join(stray[:4]), do=_CONVERT)
     return data

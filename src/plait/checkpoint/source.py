@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.checkpoint import Checkpoint
-from plait.checkpoint.directory import SafetensorsFiles, read_json, weight_files
+from plait.checkpoint.directory import SafetensorsFiles, check_index, read_json, weight_files
 from plait.errors import ModelError
 from plait.types import ModelRef
 
@@ -51,6 +51,11 @@ def open_model(ref: ModelRef, *, cache: Path | None = None, relative_to: Path | 
     if folder.is_file():
         return Opened(ref, None, None, _weights([folder], {}), (folder,))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    classes = config.get("architectures") or []
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ModelError(
+            f"{folder / 'config.json'} names no class", wanted='"architectures": ["…"]', found=str(classes)[:80]
+        )
     if ref.architecture:
         config = {**config, "architectures": [ref.architecture]}
     if "quantization_config" in config:
@@ -62,7 +67,9 @@ def open_model(ref: ModelRef, *, cache: Path | None = None, relative_to: Path | 
             do="use the model that it was quantised from",
         )
     files = weight_files(folder)
-    return Opened(ref, folder, revision, _weights(files, config), tuple(files))
+    checkpoint = _weights(files, config)
+    check_index(folder, files, checkpoint.specs)
+    return Opened(ref, folder, revision, checkpoint, tuple(files))
 
 
 def _weights(files: list[Path], config: dict[str, Any]) -> Checkpoint:
