@@ -70,6 +70,7 @@ class Writer:
         self.out, self._shards, self._specs = out, shards, specs
         self._files: dict[str, int] = {}
         self._place: dict[str, tuple[int, int]] = {}
+        self._begun: dict[str, Path] = {}  # shard -> where it lies until all are finished
         self._made: list[Path] = []
 
     def __enter__(self) -> Writer:
@@ -77,7 +78,7 @@ class Writer:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             for shard in self._shards:
-                path = self.out / (shard.filename + PARTIAL)
+                path = self._begun[shard.filename] = self.out / (shard.filename + PARTIAL)
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
                 self._files[shard.filename] = file
                 _reserve(file, shard.nbytes)
@@ -102,31 +103,30 @@ class Writer:
     def finish(self) -> list[Path]:
         """Make the shards durable, remove stale weights, and give the new ones their names. Returns their paths."""
         try:
-            for file in self._files.values():
-                os.fsync(file)
-                os.close(file)
-            files, self._files = list(self._files), {}
-            for stale in {path for pattern in WEIGHTS for path in self.out.glob(pattern)}:
-                if stale.name.removesuffix(PARTIAL) not in files or not stale.name.endswith(PARTIAL):
-                    stale.unlink()
-            for name in files:
-                os.replace(self.out / (name + PARTIAL), self.out / name)
+            for name in list(self._files):
+                os.fsync(self._files[name])
+                os.close(self._files.pop(name))
+            for stale in {path for pattern in WEIGHTS for path in self.out.glob(pattern)} - {*self._begun.values()}:
+                stale.unlink()
+            for name, path in self._begun.items():
+                self._begun[name] = path.replace(self.out / name)
         except OSError as error:
             raise _failed(self.out, error) from error
-        self._made = []
-        return [self.out / name for name in files]
+        files, self._begun = list(self._begun.values()), {}
+        return files
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._files:
+        if self._begun:
             self._abandon()
 
     def _abandon(self) -> None:
-        for name, file in self._files.items():
+        for file in self._files.values():
             os.close(file)
-            (self.out / (name + PARTIAL)).unlink(missing_ok=True)
-        self._files = {}
+        for path in self._begun.values():
+            path.unlink(missing_ok=True)
+        self._files, self._begun = {}, {}
         for folder in self._made:
             try:
                 folder.rmdir()
