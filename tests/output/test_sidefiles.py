@@ -118,6 +118,31 @@ def test_different_vocabularies(models: list[Path]) -> None:
         plait.merge(recipe)
 
 
+ODD = ["[1]", "3", "null", "{", '{"model": 3}', '{"model": {"vocab": 3}}', '{"model": {"vocab": [["a", 1], []]}}', ""]
+ODD += [
+    '{"added_tokens": 3}',
+    '{"added_tokens": [3]}',
+    '{"added_tokens": [{"id": "x"}]}',
+    '{"chat_template": [3]}',
+    "\xff",
+]
+ODD += ["---\n: : :\n- [\n---\n", "---\nlicense: [1]\n---\n", '---\nlicense: "a\\nb: `c`"\n---\n', "---\nlicense"]
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"])
+def test_odd_side_files(file: str, models: list[Path], tmp_path: Path) -> None:
+    """Whatever a side file holds, the merge is made, or refused by an error that a person can read."""
+    for text in ODD:
+        (models[0] / file).write_bytes(text.encode("latin-1"))
+        for extra in ({}, {"tokenizer_source": "union"}, {"chat_template": "auto"}, {"chat_template": "chatml"}):
+            try:
+                out = plait.merge(make.recipe("linear", *models, **extra)).save(tmp_path / "out", force=True).out
+            except PlaitError as error:
+                assert str(models[0]) in str(error)  # noqa: PT017 - some texts are fine
+            else:
+                assert yaml.safe_load((out / "README.md").read_text("utf-8").split("---\n")[1])["tags"]
+
+
 def test_card(models: list[Path], tmp_path: Path) -> None:
     """The card's front matter is YAML for the Hub, and its text holds recipe, method and models."""
     path = tmp_path / "recipe.yml"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from plait.checkpoint.directory import read_json
-from plait.errors import PlanError
+from plait.errors import ModelError, PlanError
 from plait.output.templates import NAMED
 from plait.plan import Plan
 
@@ -58,11 +58,11 @@ def clear(out: Path) -> None:
 
 @dataclass(frozen=True)
 class SideFiles:
-    """What is copied (paths inside the donor's folder), and the chat template that replaces the donor's, if any."""
+    """What is copied (paths inside the donor's folder), and what is written instead: name -> text."""
 
     folder: Path | None
     copied: tuple[str, ...]
-    template: str | None
+    texts: Mapping[str, str]
     notes: tuple[str, ...]
 
     def write(self, out: Path) -> list[Path]:
@@ -73,13 +73,9 @@ class SideFiles:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(self.folder / name, target)
             written.append(target)
-        if self.template is not None:
-            (out / "chat_template.jinja").write_text(self.template, "utf-8")
-            written.append(out / "chat_template.jinja")
-            config = out / "tokenizer_config.json"
-            if config.is_file() and "chat_template" in (data := read_json(config)):
-                del data["chat_template"]
-                config.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        for name, text in self.texts.items():
+            (out / name).write_text(text, "utf-8")
+            written.append(out / name)
         return written
 
 
@@ -89,21 +85,27 @@ def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
     folder = donor.opened.folder
     notes: list[str] = []
     template = _template(plan)
+    texts = {} if template is None else {"chat_template.jinja": template}
     if folder is None:
-        return SideFiles(None, (), template, ("the first model is a single file: no tokenizer and no side files",))
+        return SideFiles(None, (), texts, ("the first model is a single file: no tokenizer and no side files",))
     groups = (
         *(TOKENIZER if copy_tokenizer else ()),
         *(TEMPLATES if template is None and copy_tokenizer else ()),
         *OTHERS,
     )
     copied = [name for name in groups if (folder / name).is_file()]
+    if template is not None and "tokenizer_config.json" in copied:
+        settings = read_json(folder / "tokenizer_config.json")
+        if settings.pop("chat_template", None) is not None:  # a second template, which some loaders prefer
+            copied.remove("tokenizer_config.json")
+            texts["tokenizer_config.json"] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     if template is None and copy_tokenizer:
         copied += [f"{NAMED_TEMPLATES}/{p.name}" for p in sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))]
     if copy_tokenizer and not any(name in TOKENIZER for name in copied):
         notes.append(f"{donor.ref} has no tokenizer files")
     if "auto_map" in plan.config:
         notes.append(f"config.json names Python code of {donor.ref} (auto_map), which is not copied")
-    return SideFiles(folder, tuple(copied), template, tuple(notes))
+    return SideFiles(folder, tuple(copied), texts, tuple(notes))
 
 
 def _template(plan: Plan) -> str | None:
@@ -129,8 +131,11 @@ def _template(plan: Plan) -> str | None:
 def _template_of(folder: Path | None) -> str | None:
     if folder is None:
         return None
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text("utf-8").strip()
+    if (path := folder / "chat_template.jinja").is_file():
+        try:
+            return path.read_text("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{path} is not text", wanted="UTF-8", found=str(error)) from error
     config = folder / "tokenizer_config.json"
     text = read_json(config).get("chat_template") if config.is_file() else None
     return text.strip() if isinstance(text, str) else None
@@ -168,13 +173,17 @@ def _vocabulary(folder: Path | None) -> dict[str, int] | None:
     """Token -> id of a folder's tokenizer.json (or vocab.json); None when it has neither."""
     if folder is None:
         return None
-    if (folder / "tokenizer.json").is_file():
-        data = read_json(folder / "tokenizer.json")
+    if (path := folder / "tokenizer.json").is_file():
+        data = read_json(path)
         model = data.get("model")
         vocab = model.get("vocab") if isinstance(model, dict) else None
-        tokens = dict(vocab) if isinstance(vocab, dict) else {str(entry[0]): i for i, entry in enumerate(vocab or [])}
-        added = data.get("added_tokens") or []
-        return {**tokens, **{entry["content"]: entry["id"] for entry in added}}
+        try:
+            tokens = vocab if isinstance(vocab, dict) else {str(entry[0]): i for i, entry in enumerate(vocab or [])}
+            return {**tokens, **{entry["content"]: entry["id"] for entry in data.get("added_tokens") or []}}
+        except (TypeError, LookupError) as error:
+            raise ModelError(
+                f"{path} holds no vocabulary", wanted="model.vocab and added_tokens", found=f"{error}"
+            ) from error
     if (folder / "vocab.json").is_file():
         return dict(read_json(folder / "vocab.json"))
     return None
