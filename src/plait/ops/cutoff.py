@@ -18,6 +18,7 @@ from plait.ops.pieces import Piece, Pieces
 
 _LOW = 16  # bits of the second histogram
 _BINS = 1 << _LOW
+_SMALL = 1 << 12  # entries, less than a block
 
 #: which tensors of a piece are measured: shapes of the models, any values
 Of = Callable[[Piece], list[Tensor]]
@@ -69,6 +70,8 @@ def _search(pieces: Pieces, ranks: dict[int, int], of: Of, ties: bool = True) ->
     """The cutoffs for ranks (k-th largest, from 1); the key of a rank modulo the number of tensors is its tensor."""
     if not ranks:
         return {}
+    if pieces.entries <= _SMALL:
+        return _sorted(pieces, ranks, of)
     high: dict[int, Tensor] = {}
     for piece in pieces:
         tensors = of(piece)
@@ -102,6 +105,17 @@ def _search(pieces: Pieces, ranks: dict[int, int], of: Of, ties: bool = True) ->
             if len(stops) == len(ranks):
                 break
     return {i: Cutoff(values[i], stops[i]) for i in ranks}
+
+
+def _sorted(pieces: Pieces, ranks: dict[int, int], of: Of) -> dict[int, Cutoff]:
+    """The same for a tensor so small that sorting it is quicker than emptying the histograms."""
+    (piece,) = pieces
+    found = {}
+    for i, bits in _each(of(piece), ranks):
+        ordered, entries = bits.sort(descending=True, stable=True)
+        last = ranks[i] - 1
+        found[i] = Cutoff(ordered[last].view(torch.float32).item(), int(entries[last]) + 1)
+    return found
 
 
 def _each(tensors: list[Tensor], keys: Sequence[int] | dict[int, int]) -> list[tuple[int, Tensor]]:

@@ -170,9 +170,13 @@ def _at(points: Sequence[Scalar], t: float, kind: type) -> Scalar:
     return value if kind is float else round(value)
 
 
+# a recipe has few values and a model many tensors; typed, because 1 == True
+_coerce = lru_cache(maxsize=4096, typed=True)(coerce)
+
+
 def _coerced(value: Scalar, kind: type, where: Where | None) -> Scalar:
     try:
-        return coerce(value, kind)
+        return _coerce(value, kind)
     except ValueError:
         do = (
             "quote it"
