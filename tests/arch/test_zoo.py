@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_config import BOUND
+from arch.test_config import BOUND
 
 from arch.zoo import ZOO, forward, load, pen, save
 from plait.arch import infer
