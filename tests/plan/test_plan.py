@@ -423,7 +423,7 @@ def test_linear_time(tmp_path: Path) -> None:
     """Planning takes time in proportion to the tensors: eight times as many take less than twenty times as long."""
     pairs = [[make.model(tmp_path / f"{n}-{i}", i, layers=n, hidden=4) for i in range(2)] for n in (55, 440)]
     seconds: list[list[float]] = [[], []]
-    for _ in range(5):
+    for _ in range(3):
         for times, pair in zip(seconds, pairs, strict=True):
             begun = time.process_time()
             plait.merge(make.recipe("linear", *pair))
