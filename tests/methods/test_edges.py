@@ -328,6 +328,7 @@ def test_nan_stops_the_merge(name):
         params=bind(method, values(name, {"t": 0.5}, len(models))),
         models=[_reader(x) for x in models],
         base=None if method.base == "ignored" else _reader(base),
+        sources=[*([] if method.base == "ignored" else ["the base"]), *(f"model {i + 1}" for i in range(len(models)))],
     )
     with pytest.raises(MergeError, match=r"model\.norm\.weight") as caught:
         list(task.run())
