@@ -1,18 +1,19 @@
-# Every target sets itself up: a virtual environment in .venv, pinned by constraints.txt (the CPU build of torch).
+# Every target sets itself up: a virtual environment in .venv, pinned by constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
+PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test check format docs bench parity clean
+.PHONY: demo test check format docs bench clean
 
-demo: $(SETUP)  ## the whole story on the bundled models
+demo: $(SETUP)  # the whole story on the bundled models
 	$(BIN)/plait demo
 
-test: $(SETUP)  ## all tests
-	$(BIN)/pytest -n auto
+test: $(SETUP)  # every test
+	$(BIN)/pytest -n 2
 
-check: $(SETUP)  ## format, lint, types, generated docs up to date
+check: $(SETUP)  # format, lint, types, generated pages up to date
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -23,14 +24,18 @@ format: $(SETUP)
 	$(BIN)/ruff check --fix
 	$(BIN)/python docs/generate.py
 
-docs: $(SETUP)  ## the site, into site/
-	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+docs: $(SETUP)  # the site, into site/
+	$(PIP) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+bench: $(SETUP)  # merges of 1.6 GB models next to the floor; PEER=path/to/mergekit-yaml adds the peer
+	$(BIN)/python benchmarks/peer.py $(if $(PEER),--peer $(PEER))
+
+# torch first and by itself: with a version named, pip takes the CPU build where one of that version is at hand
 $(SETUP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt 'torch' 2>&1 | grep -v '^WARNING: Location' || true
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]' 2>&1 | grep -v '^WARNING: Location' || true
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e '.[dev]'
 	$(BIN)/python -c 'import plait, pytest, torch, transformers'
 	touch $(SETUP)
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from plait import arch, fit
 from plait.checkpoint import Checkpoint, Rows
 from plait.checkpoint.source import Opened, open_model
-from plait.errors import PlaitError, Problems, raise_all
+from plait.errors import PlaitError, Problems, RecipeError, Where, raise_all
 from plait.layout import SHARD_SIZE
 from plait.methods import registry
 from plait.output.save import Saved, save
 from plait.output.sidefiles import check_vocabulary, side_files
 from plait.plan import Options, Plan, make_plan
-from plait.recipe import Recipe, load
+from plait.recipe import Recipe, kinds, load
 from plait.run import Progress, tensor, tensors
 from plait.strands import Model
 from plait.types import ModelRef, TensorSpec
@@ -149,7 +149,7 @@ def prepare(
 
 
 def _prepared(source: Source | Recipe, lenient: bool, options: Options, cache: str | os.PathLike[str] | None) -> Plan:
-    recipe = source if isinstance(source, Recipe) else load(source, lenient=lenient)
+    recipe = source if isinstance(source, Recipe) else _recipe(source, lenient)
     problems, warnings = fit.problems(recipe, lenient=lenient)
     raise_all(problems)
     beside = Path(recipe.path).parent if recipe.path else None
@@ -164,6 +164,22 @@ def _prepared(source: Source | Recipe, lenient: bool, options: Options, cache: s
     plan = make_plan(recipe, models, registry()[recipe.method], options)
     notes = (*recipe.warnings, *warnings, *check_vocabulary(plan), *side_files(plan).notes)
     return plan.with_notes(notes)
+
+
+def _recipe(source: Source, lenient: bool) -> Recipe:
+    """The one recipe of a source; a file of another kind is named as what it is."""
+    if isinstance(source, Mapping):
+        return load(source, lenient=lenient)
+    checked = kinds.check(source, lenient=lenient)
+    if checked.recipe is None:
+        raise RecipeError(
+            f"this is a {checked.kind} file, which this version does not run",
+            wanted="one recipe with merge_method",
+            found=kinds.MEANING[checked.kind],
+            do="split it into one file for each stage, and merge them in order" if checked.kind == "multi" else None,
+            where=Where(os.fspath(source)) if "\n" not in os.fspath(source) else None,
+        )
+    return checked.recipe
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from arch.test_config import BOUND
 
+from arch.test_config import BOUND
 from arch.zoo import ZOO, forward, load, pen, save
 from plait.arch import infer
 from plait.checkpoint.source import Opened, open_model

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import make
 import plait
-from plait.errors import PlaitError
+from plait.errors import PlaitError, PlanError
 from plait.output.provenance import fingerprint
 from plait.output.templates import NAMED
 
@@ -229,7 +229,7 @@ def test_single_files(models: list[Path], tmp_path: Path) -> None:
         "plait_config.yml",
         "plait_provenance.json",
     ]
-    assert any("single file" in note for note in merge.plan.notes)
+    assert any("has no tokenizer files" in note for note in merge.plan.notes)
 
 
 def test_loads_in_transformers(models: list[Path], tmp_path: Path) -> None:
@@ -242,3 +242,20 @@ def test_loads_in_transformers(models: list[Path], tmp_path: Path) -> None:
     assert not any(found.values())
     said = AutoTokenizer.from_pretrained(out).apply_chat_template([{"role": "user", "content": "w3"}], tokenize=False)
     assert said == "<|im_start|>user\nw3<|im_end|>\n"
+
+
+def test_the_tokenizer_of_a_named_model(tmp_path: Path) -> None:
+    """`tokenizer_source: MODEL` takes that model's tokenizer files where the vocabularies are the same."""
+    paths = [make.model(tmp_path / name, seed) for seed, name in enumerate(("a", "b"))]
+    make.write_json(paths[1] / "tokenizer_config.json", {"from": "b"})
+    recipe = {**make.recipe("linear", *paths), "tokenizer_source": str(paths[1])}
+    out = plait.merge(recipe).save(tmp_path / "out").out
+    assert (out / "tokenizer_config.json").read_bytes() == (paths[1] / "tokenizer_config.json").read_bytes()
+
+
+def test_vocabularies_that_cannot_be_compared(tmp_path: Path) -> None:
+    """A tokenizer that is asked for of models without one is refused, not taken to be the same."""
+    paths = [make.model(tmp_path / name, seed) for seed, name in enumerate(("a", "b"))]
+    (paths[1] / "tokenizer.json").unlink()
+    with pytest.raises(PlanError, match="without one that can be read"):
+        plait.merge({**make.recipe("linear", *paths), "tokenizer_source": "union"})

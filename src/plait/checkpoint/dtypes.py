@@ -7,7 +7,9 @@ import torch
 from plait.errors import ModelError
 from plait.types import CODES, DTYPES, TensorSpec
 
-_TORCH = {code: getattr(torch, dtype.name) for code, dtype in DTYPES.items() if hasattr(torch, dtype.name)}
+_TORCH = {
+    code: getattr(torch, dtype.name) for code, dtype in DTYPES.items() if hasattr(torch, dtype.name) and dtype.bits >= 8
+}
 
 
 def torch_dtype(code: str) -> torch.dtype:

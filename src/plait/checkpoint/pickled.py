@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +57,12 @@ def _plain(value: object) -> bool:
     return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
+def _offence(said: str) -> str:
+    """What the loader objected to, without its advice to load the file unsafely."""
+    name = re.search(r"(?:GLOBAL|global) ([\w.]+)", said)
+    return f"a reference to {name[1]}" if name else "something else, or a damaged file"
+
+
 def _load(path: Path) -> dict[str, torch.Tensor]:
     if not zipfile.is_zipfile(path):
         raise ModelError(
@@ -70,7 +77,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(
             f"{path} was refused by PyTorch's safe loader",
             wanted="tensors and plain containers only",
-            found=str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__,
+            found=_offence(str(error)),
             do=_CONVERT,
         ) from error
     if isinstance(data, dict) and isinstance(data.get("state_dict"), dict):

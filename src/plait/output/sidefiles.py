@@ -58,54 +58,51 @@ def clear(out: Path) -> None:
 
 @dataclass(frozen=True)
 class SideFiles:
-    """What is copied (paths inside the donor's folder), and what is written instead: name -> text."""
+    """What is copied (name in the output -> file), and what is written instead (name -> text)."""
 
-    folder: Path | None
-    copied: tuple[str, ...]
+    copied: Mapping[str, Path]
     texts: Mapping[str, str]
     notes: tuple[str, ...]
 
     def write(self, out: Path) -> list[Path]:
-        written = []
-        for name in self.copied:
-            assert self.folder is not None
-            target = out / name
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(self.folder / name, target)
-            written.append(target)
+        for name, path in self.copied.items():
+            (out / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, out / name)
         for name, text in self.texts.items():
             (out / name).write_text(text, "utf-8")
-            written.append(out / name)
-        return written
+        return [out / name for name in (*self.copied, *self.texts)]
 
 
 def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
     """Decide what goes beside the weights; raises `PlanError` for a tokenizer or template that cannot be given."""
-    donor = plan.models[plan.donor]
-    folder = donor.opened.folder
-    notes: list[str] = []
+    tokenizer = plan.models[tokenizer_donor(plan)]
     template = _template(plan)
     texts = {} if template is None else {"chat_template.jinja": template}
-    if folder is None:
-        return SideFiles(None, (), texts, ("the first model is a single file: no tokenizer and no side files",))
-    groups = (
-        *(TOKENIZER if copy_tokenizer else ()),
-        *(TEMPLATES if template is None and copy_tokenizer else ()),
-        *OTHERS,
-    )
-    copied = [name for name in groups if (folder / name).is_file()]
+    notes = []
+    copied: dict[str, Path] = {}
+    if copy_tokenizer:
+        copied |= _found(tokenizer.opened.folder, TOKENIZER)
+        if not copied:
+            notes.append(f"{tokenizer.ref} has no tokenizer files")
+        if template is None:
+            copied |= _found(tokenizer.opened.folder, TEMPLATES, f"{NAMED_TEMPLATES}/*.jinja")
+    copied |= _found(plan.models[plan.donor].opened.folder, OTHERS)
     if template is not None and "tokenizer_config.json" in copied:
-        settings = read_json(folder / "tokenizer_config.json")
+        settings = read_json(copied["tokenizer_config.json"])
         if settings.pop("chat_template", None) is not None:  # a second template, which some loaders prefer
-            copied.remove("tokenizer_config.json")
+            del copied["tokenizer_config.json"]
             texts["tokenizer_config.json"] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-    if template is None and copy_tokenizer:
-        copied += [f"{NAMED_TEMPLATES}/{p.name}" for p in sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))]
-    if copy_tokenizer and not any(name in TOKENIZER for name in copied):
-        notes.append(f"{donor.ref} has no tokenizer files")
     if "auto_map" in plan.config:
-        notes.append(f"config.json names Python code of {donor.ref} (auto_map), which is not copied")
-    return SideFiles(folder, tuple(copied), texts, tuple(notes))
+        notes.append(f"config.json names Python code of {plan.models[plan.donor].ref} (auto_map), which is not copied")
+    return SideFiles(copied, texts, tuple(notes))
+
+
+def _found(folder: Path | None, names: Sequence[str], pattern: str = "") -> dict[str, Path]:
+    """The files of these names, and of the pattern, that a folder has."""
+    if folder is None:
+        return {}
+    listed = {name: folder / name for name in names if (folder / name).is_file()}
+    return listed | {str(p.relative_to(folder)): p for p in (sorted(folder.glob(pattern)) if pattern else ())}
 
 
 def _template(plan: Plan) -> str | None:
@@ -146,7 +143,7 @@ def check_vocabulary(plan: Plan) -> tuple[str, ...]:
     request = plan.recipe.tokenizer
     if request is None:
         return ()
-    taking = {source.model for step in plan.steps for source in step.sources()} | {plan.donor}
+    taking = {source.model for step in plan.steps for source in step.sources()} | {plan.donor, tokenizer_donor(plan)}
     vocabularies = {plan.models[i].ref: _vocabulary(plan.models[i].opened.folder) for i in sorted(taking)}
     where = plan.recipe.at("tokenizer") or plan.recipe.at("tokenizer_source")
     if request.tokens or request.pad_to_multiple_of:
@@ -155,6 +152,14 @@ def check_vocabulary(plan: Plan) -> tuple[str, ...]:
             wanted="a tokenizer without tokens and pad_to_multiple_of",
             found="tokens" if request.tokens else "pad_to_multiple_of",
             do="take them out of the recipe",
+            where=where,
+        )
+    if unknown := [str(ref) for ref, v in vocabularies.items() if v is None]:
+        raise PlanError(
+            "the recipe asks for a tokenizer, and there are models without one that can be read",
+            wanted="tokenizer.json, tokenizer.model or vocab.json in each model",
+            found="none in " + ", ".join(unknown),
+            do="take 'tokenizer' out of the recipe if all models have one vocabulary, or add the file",
             where=where,
         )
     different = [str(ref) for ref, v in vocabularies.items() if v != next(iter(vocabularies.values()))]
@@ -169,8 +174,14 @@ def check_vocabulary(plan: Plan) -> tuple[str, ...]:
     return (f"tokenizer: the vocabularies of all {len(vocabularies)} models are the same; nothing is realigned",)
 
 
-def _vocabulary(folder: Path | None) -> dict[str, int] | None:
-    """Token -> id of a folder's tokenizer.json (or vocab.json); None when it has neither."""
+def tokenizer_donor(plan: Plan) -> int:
+    """The model whose tokenizer the output takes: the one that the recipe names, else the config's."""
+    source = plan.recipe.tokenizer.source if plan.recipe.tokenizer else None
+    return next((i for i, model in enumerate(plan.models) if model.ref == source), plan.donor)
+
+
+def _vocabulary(folder: Path | None) -> object:
+    """What two folders with one vocabulary have in common: token -> id, or the bytes of tokenizer.model; None without any."""
     if folder is None:
         return None
     if (path := folder / "tokenizer.json").is_file():
@@ -186,7 +197,7 @@ def _vocabulary(folder: Path | None) -> dict[str, int] | None:
             ) from error
     if (folder / "vocab.json").is_file():
         return dict(read_json(folder / "vocab.json"))
-    return None
+    return (folder / "tokenizer.model").read_bytes() if (folder / "tokenizer.model").is_file() else None
 
 
 def licences(plan: Plan) -> Sequence[str]:

@@ -27,6 +27,13 @@ from plait.recipe.load import Recipe, build, open_text
 GATE_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
 #: methods whose parameters mergekit-evolve searches
 EVOLVED = ("linear", "task_arithmetic", "ties", "dare_ties", "slerp")
+MEANING = {
+    "merge": "one recipe",
+    "raw": "a recipe of single weight files",
+    "multi": "several recipes, separated by '---'",
+    "moe": "a mixture of experts to be built from dense models",
+    "evolve": "a search for merge parameters",
+}
 _RAW = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
