@@ -22,6 +22,7 @@ ROOMS = [
         "errors",
         "types",
         "layout",
+        "kernels",
         "ops",
         "checkpoint",
         "arch",
@@ -37,7 +38,7 @@ ROOMS = [
 ]
 #: third-party packages at the top of a file
 TOP = {
-    "torch": {"ops", "checkpoint", "methods", "compute", "run", "writer", "estimate", "testing", "demo"},
+    "torch": {"kernels", "ops", "checkpoint", "methods", "compute", "run", "writer", "estimate", "testing", "demo"},
     "safetensors": {"demo"},
     "yaml": {"recipe", "output", "demo"},
     "pydantic": {"recipe"},

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait import kernels
 from plait.errors import MergeError
 from plait.method import Method
 from plait.ops.combine import weighted_sum
@@ -65,10 +66,13 @@ class Task:
             merged = weighted_sum(piece.models, whole)
         else:
             merged = self.method(replace(piece, whole=whole), self.params)
-        if piece.models and self.is_delta and piece.base is not None:
-            merged = piece.base + merged
-        result = merged.to(self.dtype)
-        if check and not _finite(result):
+        added = piece.base if piece.models and self.is_delta else None
+        if kernels.narrows(merged, self.dtype) and (added is None or kernels.suit(added)):
+            result, finite = kernels.narrow(merged, added, self.dtype)
+        else:
+            result = (merged if added is None else added + merged).to(self.dtype)
+            finite = not check or _finite(result)
+        if check and not finite:
             raise MergeError(
                 f"{self.name} has values that are not finite",
                 wanted="finite numbers in every output tensor",
@@ -97,8 +101,13 @@ class Task:
         unit, matrix = self.method.unit_of(self.params), TensorSpec("F32", self.shape).matrix
         everything = unit == "tensor" or (row, stop) == (0, matrix[0])
 
-        def get(reader: Reader) -> Tensor:
-            x = reader(None if everything else (row, stop)).to(self.computing)
+        def get(reader: Reader, base: Tensor | None = None) -> Tensor:
+            x = reader(None if everything else (row, stop))
+            if self.computing is torch.float32 and kernels.widens(x):
+                x = kernels.widen(x, base)
+            else:
+                x = x.to(self.computing)
+                x = x - base.reshape(x.shape) if base is not None else x
             if unit == "tensor":
                 return x.reshape(self.shape)
             if unit == "row" and len(self.shape) < 2:
@@ -106,9 +115,9 @@ class Task:
             return x.reshape(stop - row, matrix[1])
 
         base = get(self.base) if self.base else None
-        models = [get(m) for m in self.models]
-        if base is not None:
-            models = [m - base for m in models] if self.is_delta else [base, *models]
+        models = [get(m, base if self.is_delta else None) for m in self.models]
+        if base is not None and not self.is_delta:
+            models = [base, *models]
         return Piece(models, base, row, self.seed, self.name)
 
     @property

@@ -7,9 +7,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from plait import kernels
+
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """sum of weights[i] * tensors[i], added in order; a product is rounded before it is added (no fused multiply-add)."""
+    if kernels.suit(*tensors):
+        return kernels.weighted_sum(tensors, weights)
     out = tensors[0] * weights[0]
     for x, w in zip(tensors[1:], weights[1:], strict=True):
         out += x * w
@@ -44,6 +48,8 @@ def elected_sum(deltas: Sequence[Tensor], weights: Sequence[float], normalize: b
 
     Reference: Yadav et al., TIES-Merging, https://arxiv.org/abs/2306.01708
     """
+    if kernels.suit(*deltas):
+        return kernels.elected_sum(deltas, weights, normalize, scale)
     sign, agreed = agreeing([d * w for d, w in zip(deltas, weights, strict=True)])
     merged, share = torch.zeros_like(sign), torch.zeros_like(sign)
     for magnitude, w in zip(agreed, weights, strict=True):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plait import kernels
 from plait.ops.pieces import Piece, Pieces
 
 _LOW = 16  # bits of the second histogram
@@ -41,7 +42,11 @@ class Cutoff:
 
     def keep(self, x: Tensor, start: int) -> Tensor:
         """`x` with zeros where an entry is not kept; `x` itself where everything is."""
-        return x if self == EVERYTHING else x * self.mask(x, start)
+        if self == EVERYTHING:
+            return x
+        if kernels.suit(x):
+            return kernels.keep(x, min(max(self.stop - start, 0), x.numel()), self.value)
+        return x * self.mask(x, start)
 
 
 EVERYTHING = Cutoff(-1.0, 0)
@@ -76,14 +81,24 @@ def _search(pieces: Pieces, ranks: dict[int, int], of: Of, ties: bool = True) ->
     for piece in pieces:
         tensors = of(piece)
         for i in {i % len(tensors) for i in ranks}:
-            counts = torch.bincount(_bits(tensors[i]).bitwise_right_shift_(_LOW), minlength=1 << 15)
-            high[i] = high[i].add_(counts) if i in high else counts
+            if i not in high:
+                high[i] = torch.zeros(1 << 15, dtype=torch.int64, device=tensors[i].device)
+            if kernels.suit(tensors[i]):
+                kernels.high(tensors[i], high[i])
+            else:
+                high[i] += torch.bincount(_bits(tensors[i]).bitwise_right_shift_(_LOW), minlength=1 << 15)
     number = len(tensors)
     bins = {i: _locate(high[i % number], k) for i, k in ranks.items()}
 
     low = {i: torch.zeros(_BINS, dtype=torch.int64, device=tensors[0].device) for i in ranks}
     for piece in pieces:
-        for i, bits in _each(of(piece), ranks):
+        tensors = of(piece)
+        for i in ranks:
+            x = tensors[i % number]
+            if kernels.suit(x):
+                kernels.low(x, bins[i][0], low[i])
+                continue
+            bits = _bits(x)
             inside = torch.eq(bits >> _LOW, bins[i][0], out=torch.empty_like(bits)).float().nonzero().reshape(-1)
             low[i] += torch.bincount(bits[inside] & (_BINS - 1), minlength=_BINS)
     values, left, stops = {}, {}, {}
@@ -96,11 +111,12 @@ def _search(pieces: Pieces, ranks: dict[int, int], of: Of, ties: bool = True) ->
             stops[i] = pieces.entries
     if len(stops) < len(ranks):
         for piece in pieces:
-            for i, bits in _each(of(piece), [i for i in ranks if i not in stops]):
-                equal = bits.view(torch.float32).eq_(values[i])
-                count = int(equal.sum(dtype=torch.float64))
+            tensors = of(piece)
+            for i in [i for i in ranks if i not in stops]:
+                x = tensors[i % number]
+                count = kernels.count(x, values[i]) if kernels.suit(x) else int(_equal(x, values[i]).sum())
                 if count >= left[i]:
-                    stops[i] = piece.start + int(equal.nonzero()[left[i] - 1]) + 1
+                    stops[i] = piece.start + int(_equal(x, values[i]).nonzero()[left[i] - 1]) + 1
                 left[i] -= count
             if len(stops) == len(ranks):
                 break
@@ -111,15 +127,18 @@ def _sorted(pieces: Pieces, ranks: dict[int, int], of: Of) -> dict[int, Cutoff]:
     """The same for a tensor so small that sorting it is quicker than emptying the histograms."""
     (piece,) = pieces
     found = {}
-    for i, bits in _each(of(piece), ranks):
+    tensors = of(piece)
+    for i in ranks:
+        bits = _bits(tensors[i % len(tensors)])
         ordered, entries = bits.sort(descending=True, stable=True)
         last = ranks[i] - 1
         found[i] = Cutoff(ordered[last].view(torch.float32).item(), int(entries[last]) + 1)
     return found
 
 
-def _each(tensors: list[Tensor], keys: Sequence[int] | dict[int, int]) -> list[tuple[int, Tensor]]:
-    return [(i, _bits(tensors[i % len(tensors)])) for i in keys]
+def _equal(x: Tensor, value: float) -> Tensor:
+    """Where the magnitude is `value`, bool `[entries]`."""
+    return x.float().abs().reshape(-1) == value
 
 
 def _bits(x: Tensor) -> Tensor:

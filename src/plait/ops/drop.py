@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from plait import kernels
 from plait.ops.pieces import Piece, Pieces
 from plait.ops.rescale import l1_factors
 
@@ -16,9 +17,15 @@ def drop(piece: Piece, density: Sequence[float]) -> list[Tensor]:
 
     Reference: Yu et al., Language models are super Mario, https://arxiv.org/abs/2311.03099
     """
-    return [
-        x if d >= 1 else x * piece.uniform(i).lt_(d) for i, (x, d) in enumerate(zip(piece.models, density, strict=True))
-    ]
+    kept = []
+    for i, (x, d) in enumerate(zip(piece.models, density, strict=True)):
+        if d >= 1:
+            kept.append(x)
+        elif kernels.suit(x):
+            kept.append(kernels.drop(x, piece.uniform(i), d))
+        else:
+            kept.append(x * piece.uniform(i).lt_(d))
+    return kept
 
 
 def drop_factors(pieces: Pieces, density: Sequence[float], rescale: bool, rescale_by: str) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plait import kernels
 from plait.ops.pieces import Pieces, total
 
 
@@ -12,6 +13,8 @@ def gram(pieces: Pieces, _params: object = None) -> Tensor:
     """G[i, j] = <x_i, x_j> over the whole tensor, for the models of the pieces in their order; float64 `[models, models]`."""
 
     def products(block: list[Tensor]) -> Tensor:
+        if kernels.suit(*block):
+            return kernels.gram(block)
         x = torch.stack(block).double()
         return x @ x.T
 

@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from plait import kernels
+
 _RUN = 1 << 16  # entries drawn at once: small enough for a core's cache
 
 
@@ -35,6 +37,11 @@ def _scramble(x: Tensor, spare: Tensor) -> None:
     x ^= _shift(x, 15, spare)
 
 
+def _keys(seed: int, tensor: str, model: int, high: int) -> tuple[int, int]:
+    key = hashlib.blake2b(f"{seed}\0{tensor}\0{model}\0{high}".encode(), digest_size=8).digest()
+    return int.from_bytes(key[:4], "little"), int.from_bytes(key[4:], "little")
+
+
 def uniform(seed: int, tensor: str, model: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """`count` numbers in [0, 1) for the entries start, start + 1, … of a tensor; float32 `[count]`, multiples of 2^-24.
 
@@ -45,16 +52,20 @@ def uniform(seed: int, tensor: str, model: int, start: int, count: int, device: 
     Reference: C. Wellons, Prospecting for hash functions, https://nullprogram.com/blog/2018/07/31/
     """
     out = torch.empty(count, dtype=torch.float32, device=device)
-    spare = torch.empty(min(count, _RUN), dtype=torch.int32, device=device)
     at = 0
+    while kernels.suit(out) and at < count:
+        high, low = divmod(start + at, 1 << 32)
+        run = min(count - at, (1 << 32) - low)
+        kernels.uniform(*_keys(seed, tensor, model, high), low, out[at : at + run])
+        at += run
+    spare = torch.empty(min(count, _RUN), dtype=torch.int32, device=device)
     while at < count:
         high, low = divmod(start + at, 1 << 32)
         run = min(count - at, (1 << 32) - low, _RUN)
-        text = f"{seed}\0{tensor}\0{model}\0{high}".encode()
-        key = hashlib.blake2b(text, digest_size=8).digest()
-        x = _numbers(out.device)[:run] + _signed(low + int.from_bytes(key[:4], "little"))
+        key1, key2 = _keys(seed, tensor, model, high)
+        x = _numbers(out.device)[:run] + _signed(low + key1)
         _scramble(x, spare[:run])
-        x += _signed(int.from_bytes(key[4:], "little"))
+        x += _signed(key2)
         _scramble(x, spare[:run])
         torch.mul(_shift(x, 8, spare[:run]), 2.0**-24, out=out[at : at + run])
         at += run

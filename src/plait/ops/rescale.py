@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from plait import kernels
 from plait.ops.pieces import Piece, Pieces, total
 
 
@@ -17,6 +18,8 @@ def l1_factors(pieces: Pieces, sparsify: Callable[[Piece], list[Tensor]]) -> lis
     """
 
     def norms(block: list[Tensor]) -> Tensor:
+        if kernels.suit(*block):
+            return torch.tensor([kernels.l1(x) for x in block], dtype=torch.float64)
         return torch.stack([x.abs().sum(dtype=torch.float64) for x in block])
 
     sums = total(pieces, norms, of=lambda piece: [*piece.models, *sparsify(piece)]).tolist()
