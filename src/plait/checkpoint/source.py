@@ -102,21 +102,29 @@ def _download(ref: ModelRef, cache: Path | None) -> tuple[Path, str]:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    try:
-        if not _reachable():
-            folder = Path(snapshot_download(ref.path, revision=ref.revision, cache_dir=cache, local_files_only=True))
-            return folder, folder.name
-        files = HfApi().list_repo_files(ref.path, revision=ref.revision)
-        pickles = not any(name.endswith(".safetensors") for name in files)
-        folder = Path(
+    def snapshot(weights: str, local: bool) -> Path:
+        # the same patterns from the cache as from the Hub: what was never wanted is not missing
+        wanted = [*SIDE_FILES, weights]
+        return Path(
             snapshot_download(
                 ref.path,
                 revision=ref.revision,
                 cache_dir=cache,
-                allow_patterns=[*SIDE_FILES, "*.bin" if pickles else "*.safetensors"],
+                allow_patterns=wanted,
                 ignore_patterns=["*/*"],
+                local_files_only=local,
             )
         )
+
+    try:
+        if _reachable():
+            files = HfApi().list_repo_files(ref.path, revision=ref.revision)
+            safe = any(name.endswith(".safetensors") for name in files)
+            folder = snapshot("*.safetensors" if safe else "*.bin", False)
+        else:
+            folder = snapshot("*.safetensors", True)
+            if not any(folder.glob("*.safetensors")):
+                folder = snapshot("*.bin", True)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise _cannot_get(ref, error) from error
     return folder, folder.name
@@ -142,9 +150,18 @@ def _reachable() -> bool:
 
 
 def _cannot_get(ref: ModelRef, error: Exception) -> ModelError:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    offline = "HF_HUB_OFFLINE is set, or the Hub cannot be reached, and the model is not in the cache"
+    offline = (
+        "neither: the Hub cannot be reached, or HF_HUB_OFFLINE is set, and the model is not in the cache",
+        "check the path and the network",
+    )
     causes: dict[type[Exception], tuple[str, str]] = {
         GatedRepoError: ("a gated model", f"ask for access on its page, then run: hf auth login ({ref.path})"),
         RevisionNotFoundError: (f"no revision {ref.revision!r}", "check the part after '@'"),
@@ -152,8 +169,9 @@ def _cannot_get(ref: ModelRef, error: Exception) -> ModelError:
             "no such model, or a private one",
             "check the spelling; if it is private: hf auth login",
         ),
+        LocalEntryNotFoundError: offline,
+        OfflineModeIsEnabled: offline,
     }
-    found, do = causes.get(
-        type(error), (offline, "check the path and the network; for a local model check that the folder exists")
-    )
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    found, do = causes.get(type(error), (said, "try again later"))
     return ModelError(f"{ref} cannot be had", wanted="a folder on this disk, or a model on the Hub", found=found, do=do)

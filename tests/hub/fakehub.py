@@ -1,0 +1,463 @@
+"""A small Hugging Face Hub stand-in for tests: loopback only, standard library only.
+
+Speaks enough of the Hub's HTTP API for huggingface_hub's snapshot_download,
+hf_hub_download, HfFileSystem (Range reads), create_repo, upload_file and
+upload_folder.  Uploads use the LFS protocol, so the client must run with
+HF_HUB_DISABLE_XET=1; downloads never advertise Xet.
+
+    with FakeHub() as hub:            # hub.url -> http://127.0.0.1:PORT
+        ...
+    python fakehub.py [PORT] [BLOB_DIR]
+"""
+
+import base64
+import collections
+import hashlib
+import json
+import pathlib
+import re
+import sys
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+DATE = "2026-01-01T00:00:00.000Z"
+LFS_FROM = 1 << 20  # files this big, or *.safetensors etc., go to LFS
+LFS_SUFFIX = (".safetensors", ".bin", ".gguf", ".pt", ".parquet")
+PART = 8 << 20  # multipart chunk size
+REPO = r"(?P<type>model|dataset|space)s/(?P<repo>[^/]+/[^/]+)"
+WEB = r"(?:(?P<prefix>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)"
+
+
+class HubError(Exception):
+    def __init__(self, status, code="", text=""):
+        super().__init__(text or code)
+        self.status, self.code = status, code
+
+
+class Repo:
+    def __init__(self, kind, name, private=False):
+        self.kind, self.name, self.private, self.gated = kind, name, private, False
+        first = hashlib.sha1(f"{kind}/{name}".encode()).hexdigest()
+        self.commits = {first: {}}  # oid -> {path: entry}
+        self.log = {first: [("initial commit", first)]}  # oid -> newest first
+        self.refs = {"main": first}
+        self.tags = {}
+
+    def resolve(self, revision):
+        oid = self.refs.get(revision) or self.tags.get(revision) or revision
+        if oid not in self.commits:
+            raise HubError(404, "RevisionNotFound", f"no revision {revision}")
+        return oid
+
+
+class FakeHub:
+    def __init__(self, port=0, blobs=None, token="hf_test", user="tester"):
+        self._tmp = None if blobs else tempfile.TemporaryDirectory(prefix="fakehub-")
+        self.blobs = pathlib.Path(blobs or self._tmp.name)
+        self.blobs.mkdir(parents=True, exist_ok=True)
+        self.token, self.user = token, user
+        self.repos, self.lock = {}, threading.RLock()
+        self.requests = []  # (method, path, status) of every request served
+        self.faults = []  # [method regex, path regex, status, times left]
+        handler = type("Bound", (Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc):
+        self.server.shutdown()
+        self.server.server_close()
+        if self._tmp:
+            self._tmp.cleanup()
+
+    def fail(self, path, status=503, times=1, method=".*"):
+        """Answer the next `times` matching requests with `status`."""
+        self.faults.append([method, path, status, times])
+
+    def repo(self, kind, name):
+        try:
+            return self.repos[kind, name]
+        except KeyError:
+            raise HubError(404, "RepoNotFound", f"no {kind} {name}") from None
+
+    def commit(self, repo, branch, changes, message):
+        with self.lock:
+            parent = repo.resolve(branch)
+            files = dict(repo.commits[parent])
+            for path, entry in changes:
+                if entry is None:
+                    files = {p: e for p, e in files.items() if p != path and not p.startswith(path.rstrip("/") + "/")}
+                else:
+                    files[path] = entry
+            oid = hashlib.sha1(json.dumps([parent, message, sorted(files.items())]).encode()).hexdigest()
+            repo.commits[oid], repo.refs[branch] = files, oid
+            repo.log[oid] = [(message, oid)] + repo.log[parent]
+            return oid
+
+
+def git_oid(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub = None
+    protocol_version = "HTTP/1.1"
+    routes = []
+
+    # ------------------------------------------------------------ plumbing
+    def log_message(self, *args):
+        pass
+
+    def body(self):
+        """Yield the request body, whether sized or chunked."""
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                yield self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return
+        left = int(self.headers.get("Content-Length") or 0)
+        while left:
+            chunk = self.rfile.read(min(left, 1 << 20))
+            left -= len(chunk)
+            yield chunk
+
+    def reply(self, data=b"", status=200, **headers):
+        if not isinstance(data, bytes):
+            data = json.dumps(data).encode()
+            headers.setdefault("Content_Type", "application/json")
+        headers = {"Content-Length": str(len(data)), **{k.replace("_", "-"): v for k, v in headers.items()}}
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+        self.hub.requests.append((self.command, self.path, status))
+
+    def handle_any(self):
+        url = urlsplit(self.path)
+        self.query = {k: v[-1] for k, v in parse_qs(url.query).items()}
+        path = unquote(url.path)
+        try:
+            for fault in self.hub.faults:
+                if fault[3] and re.fullmatch(fault[0], self.command) and re.search(fault[1], path):
+                    fault[3] -= 1
+                    raise HubError(fault[2], "", "injected fault")
+            for methods, pattern, func in self.routes:
+                match = re.fullmatch(pattern, path)
+                if match and self.command in methods.split():
+                    args = match.groupdict()
+                    if "repo" in args:
+                        kind = args.pop("type", None) or (args.pop("prefix", None) or "models").rstrip("s")
+                        args = {k: v for k, v in args.items() if k not in ("type", "prefix")}
+                        args["repo"] = self.allowed(self.hub.repo(kind, args["repo"]))
+                    return func(self, **args)
+            raise HubError(404, "", f"no route {self.command} {path}")
+        except HubError as err:
+            collections.deque(self.body(), maxlen=0)
+            extra = {"X_Error_Code": err.code} if err.code else {}
+            self.reply({"error": str(err)}, err.status, X_Error_Message=str(err), **extra)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
+
+    def authed(self):
+        return self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+
+    def allowed(self, repo):
+        if repo.private and not self.authed():
+            raise HubError(401, "RepoNotFound", "repository not found")
+        if repo.gated and not self.authed():
+            raise HubError(403, "GatedRepo", "access to this repository is restricted")
+        return repo
+
+    def need_auth(self):
+        if not self.authed():
+            raise HubError(401, "", "invalid user token")
+
+    def json(self):
+        return json.loads(b"".join(self.body()) or b"{}")
+
+    # ----------------------------------------------------------------- api
+    def whoami(self):
+        self.need_auth()
+        self.reply(
+            {
+                "type": "user",
+                "name": self.hub.user,
+                "fullname": self.hub.user,
+                "orgs": [],
+                "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": "write"}},
+            }
+        )
+
+    def create(self):
+        self.need_auth()
+        req = self.json()
+        kind, name = req.get("type") or "model", f"{req.get('organization') or self.hub.user}/{req['name']}"
+        url = f"{self.hub.url}/{'' if kind == 'model' else kind + 's/'}{name}"
+        if (kind, name) in self.hub.repos:
+            return self.reply({"error": "You already created this model repo", "url": url}, 409)
+        self.hub.repos[kind, name] = Repo(kind, name, req.get("visibility") == "private")
+        self.reply({"url": url, "id": name})
+
+    def delete(self):
+        self.need_auth()
+        req = self.json()
+        kind, name = req.get("type") or "model", f"{req.get('organization') or self.hub.user}/{req['name']}"
+        self.hub.repo(kind, name)
+        del self.hub.repos[kind, name]
+        self.reply()
+
+    def info(self, repo, rev="main"):
+        oid = repo.resolve(rev)
+        self.reply(
+            {
+                "id": repo.name,
+                "modelId": repo.name,
+                "author": repo.name.split("/")[0],
+                "sha": oid,
+                "private": repo.private,
+                "gated": repo.gated,
+                "disabled": False,
+                "downloads": 0,
+                "likes": 0,
+                "tags": [],
+                "lastModified": DATE,
+                "createdAt": DATE,
+                "siblings": [{"rfilename": p} for p in sorted(repo.commits[oid])],
+            }
+        )
+
+    def listing(self):
+        self.reply(
+            [
+                {
+                    "id": r.name,
+                    "modelId": r.name,
+                    "private": r.private,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                    "createdAt": DATE,
+                }
+                for (k, _), r in self.hub.repos.items()
+                if k == "model" and not r.private and self.query.get("search", "") in r.name
+            ]
+        )
+
+    @staticmethod
+    def entry(path, e):
+        out = {"type": "file", "path": path, "size": e["size"], "oid": e["oid"]}
+        if e["lfs"]:
+            out["lfs"] = {"oid": e["lfs"], "size": e["size"], "pointerSize": 130}
+        return out
+
+    def entries(self, repo, rev, path="", recursive=False):
+        files, root = repo.commits[repo.resolve(rev)], path.strip("/") + "/" if path else ""
+        out, dirs = [], {}
+        for name in sorted(files):
+            if not name.startswith(root):
+                continue
+            parts = name[len(root) :].split("/")
+            for i in range(1, len(parts)) if recursive else range(1, min(2, len(parts))):
+                folder = root + "/".join(parts[:i])
+                dirs[folder] = {
+                    "type": "directory",
+                    "path": folder,
+                    "size": 0,
+                    "oid": hashlib.sha1(folder.encode()).hexdigest(),
+                }
+            if recursive or len(parts) == 1:
+                out.append(self.entry(name, files[name]))
+        return [*dirs.values(), *out]
+
+    def tree(self, repo, rev, path=""):
+        found = self.entries(repo, rev, path or "", self.query.get("recursive", "").lower() in ("true", "1"))
+        if path and not found:
+            raise HubError(404, "EntryNotFound", f"no folder {path}")
+        self.reply(found)
+
+    def paths_info(self, repo, rev):
+        raw = b"".join(self.body())
+        if "json" in self.headers.get("Content-Type", ""):
+            paths = json.loads(raw)["paths"]
+        else:
+            paths = parse_qs(raw.decode()).get("paths", [])
+        files = repo.commits[repo.resolve(rev)]
+        every = {e["path"]: e for e in self.entries(repo, rev, "", True)}
+        self.reply([self.entry(p, files[p]) if p in files else every[p] for p in paths if p in files or p in every])
+
+    def refs(self, repo):
+        def row(kind, d):
+            return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": o} for n, o in d.items()]
+
+        self.reply({"branches": row("heads", repo.refs), "tags": row("tags", repo.tags), "converts": []})
+
+    def commits(self, repo, rev):
+        self.reply(
+            [
+                {"id": oid, "title": title, "message": "", "authors": [{"user": self.hub.user}], "date": DATE}
+                for title, oid in repo.log[repo.resolve(rev)]
+            ]
+        )
+
+    def make_ref(self, repo, kind, name):
+        self.need_auth()
+        req = self.json()
+        source = repo.resolve(name if kind == "tag" else req.get("startingPoint") or "main")
+        (repo.tags if kind == "tag" else repo.refs)[req["tag"] if kind == "tag" else name] = source
+        self.reply()
+
+    # -------------------------------------------------------------- upload
+    def preupload(self, repo, rev):
+        self.need_auth()
+        files = repo.commits[repo.resolve(rev)]
+        self.reply(
+            {
+                "files": [
+                    {
+                        "path": f["path"],
+                        "shouldIgnore": False,
+                        "oid": files.get(f["path"], {}).get("oid"),
+                        "uploadMode": "lfs" if f["size"] >= LFS_FROM or f["path"].endswith(LFS_SUFFIX) else "regular",
+                    }
+                    for f in self.json()["files"]
+                ]
+            }
+        )
+
+    def lfs_batch(self, repo):
+        self.need_auth()
+        out = []
+        for obj in self.json()["objects"]:
+            if not (self.hub.blobs / obj["oid"]).exists():
+                base, header = f"{self.hub.url}/_lfs/{obj['oid']}", {}
+                if obj["size"] > PART:
+                    header = {"chunk_size": str(PART)}
+                    header |= {str(i + 1): f"{base}/{i}" for i in range(-(-obj["size"] // PART))}
+                obj["actions"] = {"upload": {"href": base, "header": header}, "verify": {"href": base + "/verify"}}
+            out.append(obj)
+        self.reply({"transfer": "basic", "objects": out})
+
+    def lfs_put(self, oid, part=None):
+        path = self.hub.blobs / (f"{oid}.{part}" if part else oid)
+        with open(path, "wb") as f:
+            for chunk in self.body():
+                f.write(chunk)
+        if not part:
+            self.check(path, oid)
+        self.reply(ETag=f'"{oid[:16]}-{part or 0}"')
+
+    def lfs_complete(self, oid):
+        parts = sorted(p["partNumber"] for p in self.json()["parts"])
+        with open(self.hub.blobs / oid, "wb") as out:
+            for i in parts:
+                piece = self.hub.blobs / f"{oid}.{i - 1}"
+                out.write(piece.read_bytes())
+                piece.unlink()
+        self.check(self.hub.blobs / oid, oid)
+        self.reply({})
+
+    @staticmethod
+    def check(path, oid):
+        with open(path, "rb") as f:
+            if hashlib.file_digest(f, "sha256").hexdigest() != oid:
+                path.unlink()
+                raise HubError(400, "", "sha256 mismatch")
+
+    def lfs_verify(self, oid):
+        req = self.json()
+        path = self.hub.blobs / oid
+        if not path.exists() or path.stat().st_size != req["size"]:
+            raise HubError(404, "", "object missing")
+        self.reply({})
+
+    def post_commit(self, repo, rev):
+        self.need_auth()
+        changes, title = [], "commit"
+        for line in b"".join(self.body()).splitlines():
+            item = json.loads(line)
+            key, val = item["key"], item["value"]
+            if key == "header":
+                title = val["summary"]
+                if val.get("parentCommit") not in (None, repo.refs.get(rev)):
+                    raise HubError(412, "", "A commit has happened since. Please refresh and try again.")
+            elif key == "file":
+                data = base64.b64decode(val["content"])
+                oid = git_oid(data)
+                (self.hub.blobs / oid).write_bytes(data)
+                changes.append((val["path"], {"size": len(data), "oid": oid, "lfs": None}))
+            elif key == "lfsFile":
+                blob = self.hub.blobs / val["oid"]
+                if not blob.exists():
+                    raise HubError(400, "", f"LFS object {val['oid']} was not uploaded")
+                pointer = (
+                    f"version https://git-lfs.github.com/spec/v1\noid sha256:{val['oid']}\nsize {blob.stat().st_size}\n"
+                ).encode()
+                changes.append((val["path"], {"size": blob.stat().st_size, "oid": git_oid(pointer), "lfs": val["oid"]}))
+            else:
+                changes.append((val["path"], None))
+        oid = self.hub.commit(repo, rev, changes, title)
+        self.reply({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo.name}/commit/{oid}"})
+
+    # ------------------------------------------------------------ download
+    def resolve(self, repo, rev, path):
+        oid = repo.resolve(rev)
+        entry = repo.commits[oid].get(path)
+        if entry is None:
+            raise HubError(404, "EntryNotFound", f"no file {path}")
+        blob, size = self.hub.blobs / (entry["lfs"] or entry["oid"]), entry["size"]
+        start, end, status = 0, size, 200
+        headers = {
+            "X_Repo_Commit": oid,
+            "ETag": f'"{entry["lfs"] or entry["oid"]}"',
+            "Accept_Ranges": "bytes",
+            "Content_Type": "application/octet-stream",
+        }
+        if entry["lfs"]:
+            headers |= {"X_Linked_Etag": headers["ETag"], "X_Linked_Size": str(size)}
+        if match := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
+            first, last = match.groups()
+            start = int(first) if first else max(0, size - int(last))
+            end = min(int(last) + 1, size) if first and last else size
+            if start >= size:
+                return self.reply(b"", 416, Content_Range=f"bytes */{size}")
+            status, headers["Content_Range"] = 206, f"bytes {start}-{end - 1}/{size}"
+        if self.command == "HEAD":
+            return self.reply(b"", status, Content_Length=str(end - start), **headers)
+        with open(blob, "rb") as f:
+            f.seek(start)
+            self.reply(f.read(end - start), status, **headers)
+
+
+Handler.routes = [
+    ("GET", r"/api/whoami-v2", Handler.whoami),
+    ("POST", r"/api/repos/create", Handler.create),
+    ("DELETE", r"/api/repos/delete", Handler.delete),
+    ("GET", r"/api/models", Handler.listing),
+    ("GET", rf"/api/{REPO}/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?", Handler.tree),
+    ("POST", rf"/api/{REPO}/paths-info/(?P<rev>[^/]+)", Handler.paths_info),
+    ("GET", rf"/api/{REPO}/refs", Handler.refs),
+    ("GET", rf"/api/{REPO}/commits/(?P<rev>[^/]+)", Handler.commits),
+    ("POST", rf"/api/{REPO}/(?P<kind>branch|tag)/(?P<name>[^/]+)", Handler.make_ref),
+    ("POST", rf"/api/{REPO}/preupload/(?P<rev>[^/]+)", Handler.preupload),
+    ("POST", rf"/api/{REPO}/commit/(?P<rev>[^/]+)", Handler.post_commit),
+    ("GET", rf"/api/{REPO}(?:/revision/(?P<rev>[^/]+))?", lambda s, repo, rev: s.info(repo, rev or "main")),
+    ("POST", rf"/{WEB}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+    ("PUT", r"/_lfs/(?P<oid>[0-9a-f]{64})(?:/(?P<part>\d+))?", Handler.lfs_put),
+    ("POST", r"/_lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_complete),
+    ("POST", r"/_lfs/(?P<oid>[0-9a-f]{64})/verify", Handler.lfs_verify),
+    ("GET HEAD", rf"/{WEB}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", Handler.resolve),
+]
+
+if __name__ == "__main__":
+    hub = FakeHub(int(sys.argv[1]) if len(sys.argv) > 1 else 0, sys.argv[2] if len(sys.argv) > 2 else None)
+    print(hub.url, flush=True)
+    hub.server.serve_forever()
