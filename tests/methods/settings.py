@@ -1,6 +1,9 @@
-"""Parameter values for tests: the method's defaults, and what a test says."""
+"""Parameter values for tests: the method's defaults, and what a test says; and what the files of oracles hold."""
 
 from __future__ import annotations
+
+import importlib
+from pathlib import Path
 
 from plait.methods import registry
 
@@ -15,4 +18,12 @@ def values(name: str, given: dict, models: int) -> dict:
         if p.per_model:
             value = value[:models] if isinstance(value, tuple) else (value,) * models
         found[p.name] = value
+    return found
+
+
+def gathered(name: str) -> dict:
+    """The dictionaries of this name in all files `oracles*.py`, as one: `ORACLES`, or `NOT_PROMISED` (method -> laws)."""
+    found: dict = {}
+    for path in sorted(Path(__file__).parent.glob("oracles*.py")):
+        found |= getattr(importlib.import_module(f"methods.{path.stem}"), name, {})
     return found
