@@ -36,7 +36,7 @@ from plait.recipe import load
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r'(?:^<!-- (wrong|not run): .+? -->\n)?^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.M | re.S)
 #: what differs from run to run: times, rates, and what depends on the number of cores
-VARYING = re.compile(r"\b\d[\d.]* (?:s|[KMG]?B/s)(?!\w)|(?<=on )\d+(?= threads)|(?<=works in )\S+ \w+")
+VARYING = re.compile(r"\b\d[\d.]* (?:s|[KMG]?B/s)(?!\w)|(?<=on )\d+(?= threads)|(?<=holds )\S+ \w+")
 #: recipes in which parameters are tried that stand alone in a block
 AROUND = {
     "ties": "base_model: demo/models/base\nmodels: [{model: demo/models/add}, {model: demo/models/rev}]\n",

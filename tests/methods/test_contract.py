@@ -11,6 +11,7 @@ from methods.settings import gathered
 from plait.method import Method, PerModel, method, param
 from plait.methods import registry
 from plait.ops.combine import weighted_sum
+from plait.ops.pieces import total
 from plait.testing.methods import LAWS, check
 
 #: laws that a method breaks by its nature; said beside its oracle
@@ -91,6 +92,14 @@ def subtract_the_mean(piece, p):
     return x - x.mean() * 0.01
 
 
+def summed(pieces, p):
+    return total(pieces, lambda block: block[0].double().abs().sum())
+
+
+def divide_by_the_sum(piece, p):
+    return add(piece, p) / piece.whole.item()
+
+
 def double(piece, p):
     return 2 * add(piece, p)
 
@@ -145,6 +154,7 @@ BROKEN = [
     ("deterministic", toy(draw), "piece.uniform"),
     ("inputs untouched", toy(scale_in_place), "in place"),
     ("unit is true", toy(subtract_the_mean), "the unit 'entry' is too small"),
+    ("threads do not matter", toy(divide_by_the_sum, first=summed), "row_sums"),
     ("equal models give that model", toy(double), "equal models do not give that model"),
     ("no change gives no change", toy(shift), "do not give the base"),
     ("nothing hides nan", toy(keep_the_large), "NaN in model 1 is hidden"),

@@ -83,7 +83,7 @@ def command(recipe: str, out: str, **options: Any) -> None:
         click.echo(
             f"{plan.recipe.method} of {len(plan.models)} models: {len(plan.steps)} tensors, "
             f"reads {_show.size(plan.read_nbytes)}, writes {_show.size(plan.nbytes)} in {len(plan.shards)} "
-            f"shard{'s' * (len(plan.shards) > 1)}, works in {_show.size(memory(plan, threads))} of memory",
+            f"shard{'s' * (len(plan.shards) > 1)}, holds {_show.size(memory(plan, threads))} besides PyTorch",
             err=True,
         )
     with _show.progress(plan.nbytes, "merging", quiet) as tell:

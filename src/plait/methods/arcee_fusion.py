@@ -21,7 +21,7 @@ from torch import Tensor
 
 from plait.method import method
 from plait.ops.cutoff import order_statistics
-from plait.ops.pieces import Piece, Pieces
+from plait.ops.pieces import Piece, Pieces, row_sums
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Params:
 def _importance(piece: Piece) -> Tensor:
     base, x = piece.models
     p, q = (v.softmax(-1).add_(1e-8) for v in (x, base))
-    divergence = (p / q).log_().mul_(p).sum(-1, keepdim=True)
+    divergence = row_sums((p / q).log_().mul_(p))
     return ((x - base).abs() * divergence).float()
 
 

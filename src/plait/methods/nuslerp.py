@@ -17,7 +17,7 @@ from torch import Tensor
 from plait.method import PerModel, method, param
 from plait.ops.combine import weighted_sum
 from plait.ops.gram import gram
-from plait.ops.pieces import Piece, Pieces
+from plait.ops.pieces import Piece, Pieces, row_sums
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,6 @@ def nuslerp(piece: Piece, p: Params) -> Tensor:
     if piece.whole:
         return weighted_sum([x, y], piece.whole)
     axis = 0 if p.nuslerp_row_wise else -1
-    a, b = x.double(), y.double()
-    first, second = _on_the_arc(
-        (a * a).sum(axis, keepdim=True), (b * b).sum(axis, keepdim=True), (a * b).sum(axis, keepdim=True), p
-    )
-    return (first * a + second * b).to(x.dtype)
+    a, b = (v.double().transpose(axis, -1) for v in (x, y))
+    first, second = _on_the_arc(row_sums(a * a), row_sums(b * b), row_sums(a * b), p)
+    return (first * a + second * b).transpose(axis, -1).to(x.dtype)

@@ -21,7 +21,7 @@ from torch import Tensor
 from plait.method import method, param
 from plait.ops.combine import agreeing
 from plait.ops.cutoff import EVERYTHING, Cutoff, cutoffs
-from plait.ops.pieces import Piece, Pieces, total
+from plait.ops.pieces import Piece, Pieces, row_sums, total
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _first(pieces: Pieces, p: Params) -> tuple[Cutoff, list[float]]:
         (cut,) = cutoffs(pieces, [math.floor(float(differing) * p.select_topk)], of=_variance)
     squares = total(
         pieces,
-        lambda block: torch.stack([x.double().square().sum() for x in block]),
+        lambda block: torch.cat([row_sums(x.double().square()) for x in block]),
         of=lambda piece: _select(piece, cut),
     )
     means = (squares / pieces.entries).tolist()

@@ -18,6 +18,7 @@ from torch import Tensor
 from plait.ops.random import uniform
 
 BLOCK = 1 << 16  # entries
+_PART = 1 << 14  # entries of a row that are summed at once
 
 
 def block_rows(columns: int) -> int:
@@ -64,7 +65,7 @@ def total(
 ) -> Tensor:
     """The exact sum over all blocks of `measure(block)`, float64; `of` says which tensors of a piece are measured.
 
-    A block is a list of flat tensors, one for each that `of` returns.
+    A block is a list of flat tensors, one for each that `of` returns; `measure` adds them up with `row_sums`.
     """
     parts: list[list[float]] = []  # numbers, not tensors: small tensors that live on would fragment the heap
     shape: tuple[int, ...] = ()
@@ -77,3 +78,12 @@ def total(
             parts.append(measured.double().reshape(-1).tolist())
     sums = [math.fsum(column) for column in zip(*parts, strict=True)]
     return torch.tensor(sums, dtype=torch.float64).reshape(shape)
+
+
+def row_sums(x: Tensor) -> Tensor:
+    """The sums along the last axis, which stays with length 1, in the dtype of `x`.
+
+    Torch splits a long sum among its threads, so that the last bits depend on their number; these parts are too short for that.
+    """
+    parts = torch.cat([part.sum(-1, keepdim=True) for part in torch.split(x, _PART, dim=-1)], dim=-1)
+    return parts if parts.shape[-1] == 1 else parts.sum(-1, keepdim=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from plait import kernels
-from plait.ops.pieces import Piece, Pieces, total
+from plait.ops.pieces import Piece, Pieces, row_sums, total
 
 
 def l1_factors(pieces: Pieces, sparsify: Callable[[Piece], list[Tensor]]) -> list[float]:
@@ -20,7 +20,7 @@ def l1_factors(pieces: Pieces, sparsify: Callable[[Piece], list[Tensor]]) -> lis
     def norms(block: list[Tensor]) -> Tensor:
         if kernels.suit(*block):
             return torch.tensor([kernels.l1(x) for x in block], dtype=torch.float64)
-        return torch.stack([x.abs().sum(dtype=torch.float64) for x in block])
+        return torch.cat([row_sums(x.abs().double()) for x in block])
 
     sums = total(pieces, norms, of=lambda piece: [*piece.models, *sparsify(piece)]).tolist()
     whole, left = sums[: len(sums) // 2], sums[len(sums) // 2 :]

@@ -32,6 +32,8 @@ SHAPES = ((), (1,), (0, 4), (7,), (5, 1), (33, 65), (3, 40, 50))
 #: several blocks each: a matrix, a vector, rows longer than a block
 LARGE = ((300, 517), (70_000,), (2, 70_001))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+#: vectors whose sum torch shares out among its threads
+LONG = ((40_001,), (70_000,), (90_000,))
 EVERYTHING = 1 << 62
 
 
@@ -233,6 +235,24 @@ def unit_is_true(method: Method) -> Iterator[str]:
 
 
 @_law
+def threads_do_not_matter(method: Method) -> Iterator[str]:
+    """With one of torch's threads and with three the result is the same to the last bit of float64."""
+    models, before = max(_counts(method)), torch.get_num_threads()
+    for shape in LONG:
+        base, *inputs = (x * _scales(shape) for x in example(method, shape, models, torch.float64))
+        for values in settings(method, models):
+            results = []
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                try:
+                    results.append(_merge(method, values, inputs, base))
+                finally:
+                    torch.set_num_threads(before)
+            if not _same(*results):
+                yield f"{_say(values)}: torch's threads change the result; add up long rows with `plait.ops.pieces.row_sums`"
+
+
+@_law
 def equal_models_give_that_model(method: Method) -> Iterator[str]:
     """With default parameters and weights that sum to 1."""
     models = max(_counts(method))
@@ -270,6 +290,11 @@ def nothing_hides_nan(method: Method) -> Iterator[str]:
         for values in settings(method, models):
             if not _merge(method, values, inputs, base).isnan().any():
                 yield f"{_say(values)}: a NaN in model {at + 1} is hidden; multiply by masks instead of choosing with `where`"
+
+
+def _scales(shape: tuple[int, ...]) -> Tensor:
+    """Powers of 1000 in turn, so that the order of a sum shows in its last bits."""
+    return 1000.0 ** torch.arange(math.prod(shape), dtype=torch.float64).remainder(4).reshape(shape)
 
 
 def _counts(method: Method) -> list[int]:
