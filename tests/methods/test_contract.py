@@ -96,8 +96,8 @@ def summed(pieces, p):
     return total(pieces, lambda block: block[0].double().abs().sum())
 
 
-def divide_by_the_sum(piece, p):
-    return add(piece, p) / piece.whole.item()
+def scale_by_the_sum(piece, p):
+    return add(piece, p) * piece.whole.item()
 
 
 def double(piece, p):
@@ -154,7 +154,7 @@ BROKEN = [
     ("deterministic", toy(draw), "piece.uniform"),
     ("inputs untouched", toy(scale_in_place), "in place"),
     ("unit is true", toy(subtract_the_mean), "the unit 'entry' is too small"),
-    ("threads do not matter", toy(divide_by_the_sum, first=summed), "row_sums"),
+    ("threads do not matter", toy(scale_by_the_sum, first=summed), "row_sums"),
     ("equal models give that model", toy(double), "equal models do not give that model"),
     ("no change gives no change", toy(shift), "do not give the base"),
     ("nothing hides nan", toy(keep_the_large), "NaN in model 1 is hidden"),

@@ -293,8 +293,9 @@ def nothing_hides_nan(method: Method) -> Iterator[str]:
 
 
 def _scales(shape: tuple[int, ...]) -> Tensor:
-    """Powers of 1000 in turn, so that the order of a sum shows in its last bits."""
-    return 1000.0 ** torch.arange(math.prod(shape), dtype=torch.float64).remainder(4).reshape(shape)
+    """Powers of 10 from -6 to 6 at random, so that the order of a sum shows in its last bits."""
+    generator = torch.Generator().manual_seed(1)
+    return 10.0 ** torch.randint(-6, 7, shape, generator=generator).double()
 
 
 def _counts(method: Method) -> list[int]:
