@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from plait.estimate import Estimate
+from plait.method import Method
 from plait.plan import Given, Input, Plan, Step
 from plait.strands import Model
 
@@ -132,3 +134,17 @@ def model_json(model: Model) -> dict[str, Any]:
         "buffers": sorted(arch.buffers),
         "parameters_by_kind": dict(sorted(kinds.items(), key=lambda item: -item[1])),
     }
+
+
+def bibtex(method: Method) -> str:
+    """The reference of a method as a BibTeX entry: `Authors, Title, https://…`, or without authors, as its docstring has it."""
+    match = re.fullmatch(r"(?:(?P<author>.+?), )?(?P<title>.+), (?P<url>https?://\S+)", method.reference)
+    if match is None:
+        return f"@misc{{{method.name},\n  note = {{{method.reference}}}\n}}"
+    author = (match["author"] or "").replace(" et al.", " and others").replace("; ", " and ")
+    fields = {**({"author": author} if author else {}), "title": match["title"], "url": match["url"]}
+    if arxiv := re.search(r"arxiv\.org/abs/([\w.]+)", match["url"]):
+        fields |= {"eprint": arxiv[1], "archivePrefix": "arXiv", "year": f"20{arxiv[1][:2]}"}
+    elif year := re.search(r"\((\d{4})\)", match["title"]):
+        fields |= {"title": match["title"].replace(f" ({year[1]})", ""), "year": year[1]}
+    return f"@misc{{{method.name},\n" + ",\n".join(f"  {key} = {{{value}}}" for key, value in fields.items()) + "\n}"

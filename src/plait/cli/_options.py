@@ -30,6 +30,9 @@ def planning(function: F) -> F:
     """What every verb that plans a recipe takes."""
     for option in reversed(
         (
+            click.option(
+                "--load", "files", multiple=True, type=click.Path(), help="A Python file with methods of your own."
+            ),
             click.option("--lenient", is_flag=True, help="Pass over what mergekit ignores, with a warning for each."),
             click.option("--allow-crimes/--no-allow-crimes", help="Mix architectures whose tensors fit."),
             click.option(
@@ -52,6 +55,10 @@ def planning(function: F) -> F:
 def prepared(recipe: Any, options: dict[str, Any]) -> Any:
     """The plan of a recipe under the options of `planning`, which are taken out of `options`."""
     from plait.front import prepare
+    from plait.methods import load
+
+    for file in options.pop("files"):
+        load(file)
 
     return prepare(
         recipe,

@@ -19,8 +19,11 @@ def command(recipes: tuple[str, ...], no_models: bool, as_json: bool, **options:
     """Find every problem of RECIPES from headers only. Exit 0 when there is none, else 2."""
     from plait import fit
     from plait.errors import PlaitError, Problems, raise_all
+    from plait.methods import load
     from plait.recipe import kinds
 
+    for file in options.pop("files"):
+        load(file)
     reports: list[dict[str, Any]] = []
     for path in recipes:
         report: dict[str, Any] = {"recipe": path, "ok": True, "kind": "merge", "problems": [], "warnings": []}
@@ -32,7 +35,7 @@ def command(recipes: tuple[str, ...], no_models: bool, as_json: bool, **options:
                 raise_all(found)
                 report["warnings"] += warnings
             if checked.recipe and not no_models:
-                plan = prepared(checked.recipe, dict(options))
+                plan = prepared(checked.recipe, {**options, "files": ()})
                 report["warnings"] = list(plan.notes)
                 report["output"] = {"tensors": len(plan.steps), "bytes": plan.nbytes, "shards": len(plan.shards)}
         except PlaitError as error:

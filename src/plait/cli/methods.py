@@ -12,11 +12,20 @@ from plait.cli import _show
 @click.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def command(name: str | None, as_json: bool) -> None:
+@click.option("--load", "files", multiple=True, type=click.Path(), help="A Python file with methods of your own.")
+@click.option(
+    "--check", "checked", multiple=True, type=click.Path(), help="Run the contract suite on a file's methods."
+)
+def command(name: str | None, as_json: bool, files: tuple[str, ...], checked: tuple[str, ...]) -> None:
     """List the merge methods, or show the page of NAME: what it does, its parameters, its paper."""
     from plait.errors import PlanError, nearest
-    from plait.methods import registry
+    from plait.methods import load, registry
 
+    for file in files:
+        load(file)
+    if checked:
+        _check([method for file in checked for method in load(file)])
+        return
     methods = registry()
     if name is not None and name not in methods:
         guess = nearest(name, methods)
@@ -49,6 +58,20 @@ def command(name: str | None, as_json: bool) -> None:
             click.echo(f"      {p.doc}")
         if method.idle:
             click.echo(f"accepted without effect: {', '.join(method.idle)}")
+
+
+def _check(methods: list[Any]) -> None:
+    """Exit 2 if one of the methods breaks its contract."""
+    from plait.testing.methods import check
+
+    broken = 0
+    for method in methods:
+        found = check(method)
+        broken += len(found)
+        click.echo(f"{method.name}: " + ("keeps the contract" if not found else f"breaks {len(found)} laws"))
+        for sentence in found:
+            click.echo(f"  {sentence}")
+    click.get_current_context().exit(2 if broken else 0)
 
 
 def _facts(method: Any) -> dict[str, Any]:

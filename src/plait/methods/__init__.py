@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import pkgutil
+import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import MappingProxyType
 
+from plait.errors import PlanError
 from plait.method import Method
+
+_loaded: dict[str, Method] = {}
+
+
+def registry() -> Mapping[str, Method]:
+    """Name -> method: plait's own, those of installed packages (entry-point group `plait.methods`), those of `load`."""
+    return MappingProxyType(dict(sorted({**_loaded, **_installed()}.items()))) if _loaded else _installed()
 
 
 @cache
-def registry() -> Mapping[str, Method]:
-    """Name -> method: plait's own, then those of installed packages (entry-point group `plait.methods`)."""
+def _installed() -> Mapping[str, Method]:
     found: dict[str, Method] = {}
     for module in pkgutil.iter_modules(__path__):
         if not module.name.startswith("_"):
@@ -24,3 +35,29 @@ def registry() -> Mapping[str, Method]:
         method = point.load()
         found.setdefault(method.name, method)
     return MappingProxyType(dict(sorted(found.items())))
+
+
+def load(path: str | os.PathLike[str]) -> list[Method]:
+    """Run a Python file of the user's and register the methods that it defines, for this process.
+
+    Raises `PlanError` when it cannot be run, defines no method, or takes the name of a method that is there already.
+    """
+    path = Path(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise PlanError(f"there are no methods in {path}", wanted="a Python file", found="none", do="check the path")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises is what the user must see
+        what = f"{path} cannot be run"
+        raise PlanError(what, found=f"{type(error).__name__}: {error}", do="mend the file") from error
+    found = [m for m in vars(module).values() if isinstance(m, Method) and m.function.__module__ == path.stem]
+    if not found:
+        raise PlanError(f"{path} defines no method", wanted="a function decorated with @method(…)", found="none")
+    for method in found:
+        if method.name in _installed():
+            raise PlanError(f"there is a method {method.name!r} already", found=f"another in {path}", do="rename yours")
+        _loaded[method.name] = method
+    return found
