@@ -31,7 +31,16 @@ class Params:
 
 def _variance(piece: Piece) -> list[Tensor]:
     """Over the models, for each entry; float32, 0 exactly where all are equal."""
-    return [torch.stack(piece.models).double().var(0, correction=0).float()]
+    first, *others = piece.models
+    apart = [x.double() - first for x in others]  # all 0 where all models are equal, whatever the rounding
+    mean = torch.zeros_like(first, dtype=torch.float64)
+    for d in apart:
+        mean += d
+    mean /= len(piece.models)
+    variance = mean.square()
+    for d in apart:
+        variance += d.sub_(mean).square_()
+    return [variance.div_(len(piece.models)).float()]
 
 
 def _select(piece: Piece, cut: Cutoff) -> list[Tensor]:

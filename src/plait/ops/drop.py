@@ -62,6 +62,12 @@ def _ranks(x: Tensor) -> Tensor:
     columns = x.shape[-1]
     if columns == 1:
         return torch.full_like(x, 0.5, dtype=torch.float64)
-    order = x.float().abs().argsort(dim=-1, stable=True)
-    rank = torch.arange(columns, dtype=torch.float64, device=x.device) / (columns - 1)
-    return torch.empty_like(x, dtype=torch.float64).scatter_(-1, order, rank.expand_as(x))
+    places = torch.arange(columns, device=x.device)
+    keys = x.float().abs().contiguous().view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(places)
+    if x.device.type == "cpu":
+        keys.numpy().sort(axis=-1)  # in place, and several times faster than torch's; no two keys are equal
+    else:
+        keys = keys.sort(dim=-1).values
+    order = keys.bitwise_and_((1 << 32) - 1)
+    ranks = places.double().div_(columns - 1)
+    return torch.empty(x.shape, dtype=torch.float64, device=x.device).scatter_(-1, order, ranks.expand_as(x))
