@@ -1,0 +1,45 @@
+"""The delta that disturbs every model least, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from plait.ops.spectral import right
+
+
+def least_interference(
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    inverse: Callable[[Tensor], Tensor],
+    start: Sequence[float] | None = None,
+) -> Tensor:
+    """argmin over t of sum_i w_i |(t - d_i) d_i^T|^2, its inverse filtered; float64 `[out, in]` like each delta.
+
+    With C = sum w_i d_i^T d_i and D = sum w_i d_i d_i^T d_i the minimum is D C^-1. `inverse` is given the eigenvalues of C in
+    descending order, without those that count as zero, and says what to take for their inverses: 1 / c gives the minimum itself.
+    With `start`, t begins at sum_i start_i d_i and goes the share c * inverse(c) of the way to the minimum, in each direction by
+    itself. `weights` are not negative.
+
+    The eigenvectors are those of the stacked deltas, on the smaller of `in` and models * `out`; one Gram matrix and one
+    decomposition of that size, and products in its coordinates.
+    """
+    s, v = right(torch.cat([d * w**0.5 for d, w in zip(deltas, weights, strict=True)]))
+    spectrum = s.square()
+    filtered = inverse(spectrum)
+    left = 1 - spectrum * filtered
+    merged = s.new_zeros(len(deltas[0]), len(s))
+    for i, (d, w) in enumerate(zip(deltas, weights, strict=True)):
+        x = d @ v  # [out, k]
+        if w:
+            merged += _cubed(x) * (filtered * w)
+        if start:
+            merged += x * (left * start[i])
+    return merged @ v.mT
+
+
+def _cubed(x: Tensor) -> Tensor:
+    """x x^T x."""
+    return x @ (x.mT @ x) if x.shape[0] > x.shape[1] else (x @ x.mT) @ x
