@@ -81,9 +81,11 @@ def total(
 
 
 def row_sums(x: Tensor) -> Tensor:
-    """The sums along the last axis, which stays with length 1, in the dtype of `x`.
+    """The sums along the last axis, which stays with length 1, in the dtype of `x`; a scalar is its own sum.
 
     Torch splits a long sum among its threads, so that the last bits depend on their number; these parts are too short for that.
     """
+    if x.ndim == 0:
+        return x
     parts = torch.cat([part.sum(-1, keepdim=True) for part in torch.split(x, _PART, dim=-1)], dim=-1)
     return parts if parts.shape[-1] == 1 else parts.sum(-1, keepdim=True)
