@@ -1,4 +1,4 @@
-"""Bits hold still: the merged bytes of fixed inputs, for every method.
+"""Bits hold still: the merged bytes of fixed inputs, for every method that works entry by entry or row by row.
 
 When bits are meant to change, write them anew with `python tests/test_goldens.py` and say so under Numerics in the changelog.
 """
@@ -18,6 +18,8 @@ from plait.method import bind
 from plait.methods import registry
 
 FILE = Path(__file__).with_suffix(".json")
+#: all but the methods that decompose whole matrices: LAPACK's last bits depend on the machine
+HELD = [name for name, method in registry().items() if method.unit != "tensor"]
 GIVEN = {"weight": (0.5, 0.3, 0.4), "t": 0.3, "density": 0.6, "epsilon": 0.1}
 SHAPES = {"matrix": (70, 1000), "vector": (501,)}
 
@@ -57,7 +59,7 @@ def digests(name: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", registry())
+@pytest.mark.parametrize("name", HELD)
 def test_bits(name: str) -> None:
     """The method gives the bytes that it gave when its golden was written."""
     assert digests(name) == json.loads(FILE.read_text())[name]
@@ -65,8 +67,8 @@ def test_bits(name: str) -> None:
 
 def test_no_golden_without_a_method() -> None:
     """Each golden belongs to a method."""
-    assert set(json.loads(FILE.read_text())) == set(registry())
+    assert set(json.loads(FILE.read_text())) == set(HELD)
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({name: digests(name) for name in registry()}, indent=1) + "\n")
+    FILE.write_text(json.dumps({name: digests(name) for name in HELD}, indent=1) + "\n")
