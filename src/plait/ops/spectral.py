@@ -21,21 +21,32 @@ def right(x: Tensor, rank: int | None = None, floor: float = 0.0) -> tuple[Tenso
     """The largest singular values of `x` [m, n] and their right vectors: float64 `[k]` in descending order, `[n, k]`.
 
     k is at most `rank` (all if None), and values that count as zero, or are not above `floor`, are left out: a zero matrix has
-    none. They come from the eigenvectors of the smaller Gram matrix; where one that is wanted is below 1e-4 of the largest,
-    from LAPACK's SVD, which takes up to twice as long. The relative error is about 1e-8 at most.
+    none. They come from the eigenvectors of the smaller Gram matrix; where one that is wanted is below 1e-4 of the largest, or
+    is likely to be, from LAPACK's SVD, which takes up to twice as long. The relative error is about 1e-8 at most.
     """
     m, n = x.shape
     if m < n:
         s, u = right(x.mT, rank, floor)
         return s, x.mT @ u / s
+    if rank is None and m < 2 * n:  # such a matrix nearly always has small singular values
+        return _lapack(x, None, floor)
     values, vectors = torch.linalg.eigh(x.mT @ x)
     s, v = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
-    zero = (ZERO * s[:1]).clamp(min=floor)
-    if bool(((s > zero) & (s < EXACT * s[:1]))[:rank].any()):
-        _, s, vt = torch.linalg.svd(x, full_matrices=False)
-        v = vt.mT
-    k = int((s > zero)[:rank].sum())
-    return s[:k], v[:, :k]
+    wanted = _count(s, rank, floor)
+    if wanted and s[wanted - 1] < EXACT * s[0]:
+        return _lapack(x, rank, floor)
+    return s[:wanted], v[:, :wanted]
+
+
+def _lapack(x: Tensor, rank: int | None, floor: float) -> tuple[Tensor, Tensor]:
+    _, s, vt = torch.linalg.svd(x, full_matrices=False)
+    k = _count(s, rank, floor)
+    return s[:k], vt[:k].mT
+
+
+def _count(s: Tensor, rank: int | None, floor: float) -> int:
+    """How many of the leading singular values are wanted and not zero."""
+    return int((s > (ZERO * s[:1]).clamp(min=floor))[:rank].sum())
 
 
 def svd(x: Tensor, rank: int | None = None, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
