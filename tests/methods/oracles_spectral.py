@@ -84,6 +84,12 @@ def iso_cts(taus, _, p):
     return p["lambda"] * (s.mean() if len(s) else 0) * polar(u) @ polar(v).T
 
 
+def inverse(c, ridge):
+    """Of a covariance, after a share of the mean of its diagonal is added to it; without one, on what it spans."""
+    r = ridge * np.trace(c) / len(c)
+    return np.linalg.inv(c + r * np.eye(len(c))) if r else np.linalg.pinv(c, rcond=1e-12, hermitian=True)
+
+
 def wudi(taus, _, p):
     columns = taus[0].shape[1]
     start = sum(w * t for w, t in zip(p["weight"], taus, strict=True))
@@ -93,7 +99,7 @@ def wudi(taus, _, p):
             g = t.T @ t / (t**2).sum()
             c, d = c + w * g, d + w * t @ g
     if p["solver"] == "ridge":
-        return p["lambda"] * d @ np.linalg.inv(c + p["ridge"] * np.eye(columns))
+        return p["lambda"] * d @ inverse(c, p["ridge"])
     values, vectors = np.linalg.eigh(c)
     merged = start.copy()
     for j in range(columns):  # ascending
@@ -108,9 +114,7 @@ def actmat(taus, _, p):
     shares = relative(p, len(taus))
     c = sum(s * t.T @ t for s, t in zip(shares, taus, strict=True))
     d = sum(s * t @ t.T @ t for s, t in zip(shares, taus, strict=True))
-    ridge = p["ridge"] * np.trace(c) / len(c)
-    inverse = np.linalg.inv(c + ridge * np.eye(len(c))) if ridge else np.linalg.pinv(c, rcond=1e-12, hermitian=True)
-    return p["lambda"] * d @ inverse
+    return p["lambda"] * d @ inverse(c, p["ridge"])
 
 
 def ace(taus, _, p):
@@ -183,8 +187,8 @@ ORACLES = {
     "wudi": each_matrix(wudi, mean),
 }
 
-#: sums, equalised spectra and priors are not averages
-NOT_PROMISED = dict.fromkeys(("ace", "iso_c", "iso_cts", "tsv_m", "wudi"), ("equal models give that model",))
+#: sums, equalised spectra, ridges and priors are not averages
+NOT_PROMISED = dict.fromkeys(("ace", "actmat", "iso_c", "iso_cts", "tsv_m", "wudi"), ("equal models give that model",))
 
 
 def star(delta, eta):

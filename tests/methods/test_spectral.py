@@ -157,7 +157,7 @@ def test_least_interference_is_a_minimum(shape):
 def test_one_model_is_itself(name):
     """One model with weight 1 is returned, or its isotropic form with the same sum of singular values."""
     base, x = normal(20, 30), normal(20, 30, seed=1)
-    merged = merge(name, [x], base, weight=1.0)
+    merged = merge(name, [x], base, weight=1.0, **({"ridge": 0.0} if name == "actmat" else {}))
     if name in ("iso_c", "iso_cts"):
         found, wanted = torch.linalg.svdvals(merged - base), torch.linalg.svdvals(x - base)
         torch.testing.assert_close(found, wanted.mean().expand(20), rtol=0, atol=1e-12)
@@ -177,7 +177,7 @@ def test_wudi_keeps_what_the_models_do_not_share():
     """Models whose rows lie in orthogonal spaces do not disturb each other: the result is the sum of their differences."""
     q, base = orthonormal(30, 24), normal(6, 30)
     deltas = [normal(6, 8, seed=i) @ q[:, 8 * i : 8 * i + 8].mT for i in range(3)]
-    for given in ({"keep": 1.0}, {"keep": 0.3}, {"solver": "ridge", "ridge": 1e-14}, {"keep": 1.0, "time": 1e9}):
+    for given in ({"keep": 1.0}, {"keep": 0.3}, {"solver": "ridge", "ridge": 1e-12}, {"keep": 1.0, "time": 1e9}):
         merged = merge("wudi", [base + d for d in deltas], base, **given)
         torch.testing.assert_close(merged, base + sum(deltas), rtol=0, atol=1e-8)
 

@@ -23,7 +23,7 @@ SETTINGS: dict[str, list[dict]] = {
         {"threshold": 0.0, "share": 0.0, "lambda": 0.7},
         {"threshold": 1e9, "ridge": 0.3},
     ],
-    "actmat": [{}, {"weight": (1.0, 0.2, 3.0), "ridge": 0.1, "lambda": 0.7}, {"ridge": 2.0}],
+    "actmat": [{}, {"ridge": 0.0}, {"weight": (1.0, 0.2, 3.0), "ridge": 0.1, "lambda": 0.7}, {"ridge": 2.0}],
     "cart": [{}, {"rank": 0.5, "lambda": 0.3, "weight": (1.0, 2.0, -0.5)}, {"rank": 0.0}, {"rank": 1.0}],
     "iso_c": [{}, {"weight": (0.5, 1.0, -0.7), "lambda": 1.5}],
     "iso_cts": [{}, {"common": 0.3, "weight": (0.5, 1.0, -0.7), "lambda": 1.5}, {"common": 0.0}, {"common": 1.0}],

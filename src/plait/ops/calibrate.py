@@ -1,7 +1,8 @@
 """New singular values for a delta: before a merge (`star`), or after one (`subspace_boost`, `svc`).
 
 Each takes matrices `[rows, columns]`, works in float64 and gives the dtype it was given. Singular values up to 1e-6 of the
-largest count as zero and stay so; a zero matrix stays zero, and one that is not finite becomes NaN. Costs one decomposition of the smaller side.
+largest count as zero and stay so; a zero matrix stays zero, and one that is not finite becomes NaN. Costs one decomposition of
+the smaller side.
 """
 
 from __future__ import annotations

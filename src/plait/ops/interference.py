@@ -40,6 +40,14 @@ def least_interference(
     return merged @ v.mT
 
 
+def ridged(share: float, columns: int) -> Callable[[Tensor], Tensor]:
+    """The inverses of eigenvalues of a matrix with so many columns, after `share` of the mean of its diagonal is added to that.
+
+    Without a ridge, directions in which the deltas hold nothing but rounding are followed like any other.
+    """
+    return lambda c: 1 / (c + share * c.sum() / columns)
+
+
 def _cubed(x: Tensor) -> Tensor:
     """x x^T x."""
     return x @ (x.mT @ x) if x.shape[0] > x.shape[1] else (x @ x.mT) @ x

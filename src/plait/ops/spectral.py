@@ -28,7 +28,7 @@ def right(x: Tensor, rank: int | None = None, floor: float = 0.0) -> tuple[Tenso
     if m < n:
         s, u = right(x.mT, rank, floor)
         return s, x.mT @ u / s
-    if rank is None and m < 2 * n:  # such a matrix nearly always has small singular values
+    if rank is None and m < 2 * n:  # the smallest of all singular values is likely to be below EXACT
         return _lapack(x, None, floor)
     values, vectors = torch.linalg.eigh(x.mT @ x)
     s, v = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
@@ -69,7 +69,7 @@ def polar(x: Tensor) -> Tensor:
 
     Directions in which `x` is zero stay zero, so that of a matrix without full rank comes a partial isometry.
     """
-    u, _, v = svd(x)
+    u, _, v = svd(x, min(x.shape))  # seldom needs more digits than the Gram matrix has
     return u @ v.mT
 
 
