@@ -71,19 +71,20 @@ def _merge(models: list[Tensor], p: Params) -> Tensor:
         trace = float(estimate.trace())
         ridge, unit = max(p.ridge, 1e-12 * trace), (trace or 1.0) if heterogeneous else 1.0
         estimate /= unit
-        part = x @ estimate
-        estimates, moved, weighed = estimates + estimate, moved + part, weighed + part + x * (ridge / unit)
+        estimates += estimate
+        moved += x @ estimate
+        weighed.add_(x, alpha=ridge / unit)
         ridges += ridge / unit
+    weighed += moved
 
     prior = estimates @ one / columns
-    regular = estimates.clone()
-    regular.diagonal().add_(ridges)
-    factor = torch.linalg.cholesky(regular)
+    estimates.diagonal().add_(ridges)  # now the sum of the R_i
+    factor = torch.linalg.cholesky(estimates)
     t = torch.cholesky_solve(weighed.mT, factor).mT
     z = torch.cholesky_solve(prior[:, None], factor)[:, 0]
     t -= torch.outer(t @ one, z) / (1 + z @ one)  # Sherman and Morrison: the prior has rank one
     if heterogeneous:
-        target = t + moved - torch.stack(deltas).sum(0) @ regular / len(deltas)
+        target = t + moved - torch.stack(deltas).sum(0) @ estimates / len(deltas)
         u, s, v = svd(target, math.floor(p.share * min(rows, columns) + 1e-9))
         t += u @ v.mT * (s.sum() / max(1, len(s)))
     return t if basis is None else t @ basis.mT

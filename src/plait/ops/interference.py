@@ -26,11 +26,16 @@ def least_interference(
     The eigenvectors are those of the stacked deltas, on the smaller of `in` and models * `out`; one Gram matrix and one
     decomposition of that size, and products in its coordinates.
     """
-    s, v = right(torch.cat([d * w**0.5 for d, w in zip(deltas, weights, strict=True)]))
+    rows, columns = deltas[0].shape
+    stack = deltas[0].new_empty(len(deltas), rows, columns)
+    for part, d, w in zip(stack, deltas, weights, strict=True):
+        torch.mul(d, w**0.5, out=part)
+    s, v = right(stack.reshape(-1, columns))
+    del stack
     spectrum = s.square()
     filtered = inverse(spectrum)
     left = 1 - spectrum * filtered
-    merged = s.new_zeros(len(deltas[0]), len(s))
+    merged = s.new_zeros(rows, len(s))
     for i, (d, w) in enumerate(zip(deltas, weights, strict=True)):
         x = d @ v  # [out, k]
         if w:
