@@ -44,9 +44,10 @@ def estimate(plan: Plan, threads: int | None = None) -> Estimate:
         groups[step.method.name if step.method else None, codes].append(step)
     seconds = 0.0
     for (method, codes), steps in groups.items():
-        entries = sum(step.spec.numel for step in steps)
-        if method is not None and entries:
-            seconds += entries * _seconds_per_entry(plan, max(steps, key=lambda s: s.spec.numel), codes)
+        largest = max(steps, key=lambda s: s.spec.numel)
+        if method is not None and largest.spec.numel:
+            sample, entries = _sample(plan, largest, codes)
+            seconds += sum(sample * _growth(step, entries) for step in steps)
     return Estimate(plan.read_nbytes, plan.nbytes, memory(plan, threads), seconds / threads, threads)
 
 
@@ -58,11 +59,23 @@ def _working_set(plan: Plan, step: Step) -> int:
         return min(step.spec.numel, max(PIECE, columns)) * sum(inputs)
     start, stop = max(made.cuts(), key=lambda cut: cut[1] - cut[0], default=(0, 0))
     wide = 8 if made.computing == torch.float64 else 4
+    if _whole(step):  # decompositions work in float64, on copies
+        return step.spec.numel * (sum(inputs) + wide * len(inputs) + 8 * (3 * len(inputs) + WORKSPACE))
     return (stop - start) * columns * (sum(inputs) + wide * (len(inputs) + WORKSPACE))
 
 
-def _seconds_per_entry(plan: Plan, step: Step, codes: tuple[str, ...]) -> float:
-    """Seconds for one entry of such a step on one thread, from a run on random numbers."""
+def _whole(step: Step) -> bool:
+    """Whether the method takes whole matrices."""
+    return step.method is not None and step.method.unit_of(step.params) == "tensor" and len(step.spec.shape) > 1
+
+
+def _growth(step: Step, entries: int) -> float:
+    """How many times longer the step takes than a sample: by its size, or by the cube of its side for whole matrices."""
+    return math.pow(step.spec.numel / entries, 1.5 if _whole(step) else 1.0)
+
+
+def _sample(plan: Plan, step: Step, codes: tuple[str, ...]) -> tuple[float, int]:
+    """Seconds that some entries of such a step take on one thread, from a run on random numbers; and how many entries."""
     made = task(plan, step)
     assert isinstance(made, Task)
     columns = step.spec.matrix[1]
@@ -80,4 +93,4 @@ def _seconds_per_entry(plan: Plan, step: Step, codes: tuple[str, ...]) -> float:
             best = min(best, time.perf_counter() - begun)
     finally:
         torch.set_num_threads(before)
-    return best / max(1, rows * columns)
+    return best, max(1, rows * columns)
