@@ -1,0 +1,33 @@
+"""The table of what methods do has a recipe for each."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+import plait
+from plait.methods import registry
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "methods.py"
+SPEC = importlib.util.spec_from_file_location("benchmarks_methods", PATH)
+BENCHMARK = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = BENCHMARK
+SPEC.loader.exec_module(BENCHMARK)
+
+
+@pytest.mark.parametrize("name", registry())
+def test_every_method_has_a_recipe_that_can_be_merged(name):
+    """The benchmark's recipe for each method has no problem; a method that needs more than a weight needs a choice there."""
+    assert plait.check(BENCHMARK.recipe(name)) == []
+
+
+def test_choices_are_of_methods_and_not_the_defaults():
+    """Each choice is of a method that there is, and differs from what it would be without it."""
+    for name, (given, reason) in BENCHMARK.CHOICES.items():
+        defaults = {p.name: p.default for p in registry()[name].parameters}
+        assert reason
+        assert all(defaults.get(key) != value for key, value in given.items())
+    assert set(BENCHMARK.THEIRS.split()) <= set(registry())
