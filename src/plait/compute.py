@@ -196,12 +196,13 @@ def merge_tensors(
 
 @dataclass(frozen=True)
 class Copy:
-    """One output tensor that is an input's, byte for byte; the other inputs must hold the same bytes."""
+    """One output tensor that is an input's, rounded to `dtype` if that differs; other inputs must hold the same bytes."""
 
     name: str
     shape: tuple[int, ...]
     inputs: Sequence[Reader]
     sources: Sequence[str]  # what to call them
+    dtype: torch.dtype | None = None  # that of the inputs
     piece: int = PIECE
 
     def run(self, check: bool = True) -> Iterator[tuple[int, Tensor]]:
@@ -227,6 +228,7 @@ class Copy:
                     found=f"different values in {self.sources[0]} and {source}",
                     do="merge models that agree in it",
                 )
+        first = first.to(self.dtype or first.dtype)
         if check and not _finite(first):
             raise MergeError(
                 f"{self.name} has values that are not finite",

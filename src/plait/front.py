@@ -21,7 +21,7 @@ from plait.plan import Options, Plan, make_plan
 from plait.recipe import Recipe, kinds, load
 from plait.run import Progress, tensor, tensors
 from plait.strands import Model
-from plait.types import ModelRef, TensorSpec
+from plait.types import CODES, DTYPES, MERGEABLE, ModelRef, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,13 +142,22 @@ def prepare(
     truncate_embeddings: bool = False,
     seed: int | None = None,
     cache: str | os.PathLike[str] | None = None,
+    lora_merge_dtype: str | None = None,
 ) -> Plan:
     """Read and check a recipe, open its models (headers only), and plan the merge; raises every problem that is found."""
     with _many_small_records():
-        return _prepared(source, lenient, Options(shard_size, allow_crimes, truncate_embeddings, seed), cache)
+        return _prepared(
+            source, lenient, Options(shard_size, allow_crimes, truncate_embeddings, seed), cache, lora_merge_dtype
+        )
 
 
-def _prepared(source: Source | Recipe, lenient: bool, options: Options, cache: str | os.PathLike[str] | None) -> Plan:
+def _prepared(
+    source: Source | Recipe,
+    lenient: bool,
+    options: Options,
+    cache: str | os.PathLike[str] | None,
+    lora_merge_dtype: str | None,
+) -> Plan:
     recipe = source if isinstance(source, Recipe) else _recipe(source, lenient)
     problems, warnings = fit.problems(recipe, lenient=lenient)
     raise_all(problems)
@@ -156,7 +165,9 @@ def _prepared(source: Source | Recipe, lenient: bool, options: Options, cache: s
     models = []
     for ref in recipe.references():
         try:
-            opened = open_model(ref, cache=Path(cache) if cache else None, relative_to=beside)
+            opened = open_model(
+                ref, cache=Path(cache) if cache else None, relative_to=beside, lora_dtype=_code(lora_merge_dtype)
+            )
             models.append(Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config)))
         except PlaitError as error:
             problems.append(error)
@@ -164,6 +175,16 @@ def _prepared(source: Source | Recipe, lenient: bool, options: Options, cache: s
     plan = make_plan(recipe, models, registry()[recipe.method], options)
     notes = (*recipe.warnings, *warnings, *check_vocabulary(plan), *side_files(plan).notes)
     return plan.with_notes(notes)
+
+
+def _code(dtype: str | None) -> str | None:
+    if dtype is not None and CODES.get(dtype) not in MERGEABLE:
+        raise PlaitError(
+            f"weights with an adapter cannot be rounded to {dtype!r}",
+            wanted=", ".join(DTYPES[code].name for code in MERGEABLE),
+            found=str(dtype),
+        )
+    return CODES[dtype] if dtype else None
 
 
 def _recipe(source: Source, lenient: bool) -> Recipe:
@@ -197,6 +218,7 @@ def _many_small_records() -> Iterator[None]:
 def merge(source: Source | Recipe, **options: Any) -> Merge:
     """A merge that has not been written, from a recipe: a path, a text with line breaks, a dict, or a `Recipe`.
 
-    Options are those of `prepare`: `lenient`, `shard_size` (bytes), `allow_crimes`, `truncate_embeddings`, `seed`, `cache`.
+    Options are those of `prepare`: `lenient`, `shard_size` (bytes), `allow_crimes`, `truncate_embeddings`, `seed`, `cache`,
+    and `lora_merge_dtype`, to which weights with an adapter are rounded ("bfloat16"; by default they are not).
     """
     return Merge(prepare(source, **options))

@@ -37,7 +37,8 @@ def task(plan: Plan, step: Step) -> Task | Copy:
     """What computes one step."""
     called = [f"{source.name} of {plan.models[source.model].ref}" for source in step.sources()]
     if step.method is None:
-        return Copy(step.name, step.spec.shape, [_reader(plan, i) for i in step.inputs], called)
+        readers = [_reader(plan, i) for i in step.inputs]
+        return Copy(step.name, step.spec.shape, readers, called, torch_dtype(step.spec.dtype))
     codes = {plan.spec_of(source).dtype for source in step.sources()} | {step.spec.dtype}
     return Task(
         name=step.name,

@@ -37,6 +37,16 @@ class Checkpoint(Protocol):
         """
 
 
+def home(checkpoint: Checkpoint, name: str) -> str:
+    """The dtype code that a merge gives a tensor of this checkpoint when the recipe names none.
+
+    That is its own dtype; a view that computes more exactly than its files are stored (an adapter over bfloat16 weights, a
+    dequantised tensor) has a mapping `home` of the files' dtypes.
+    """
+    known: Mapping[str, str] = getattr(checkpoint, "home", {})
+    return known.get(name, checkpoint.specs[name].dtype)
+
+
 def cut(tensor: torch.Tensor, rows: Rows | None) -> torch.Tensor:
     """A tensor that is in memory, or `rows` of it, as `Checkpoint.read` returns them: a copy."""
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +28,25 @@ class Opened:
     revision: str | None
     checkpoint: Checkpoint = field(repr=False)
     files: tuple[Path, ...] = field(default=(), repr=False)  # that hold the weights
+    adapter_revision: str | None = None
 
     @property
     def config(self) -> dict[str, Any]:
         return dict(self.checkpoint.config)
 
 
-def open_model(ref: ModelRef, *, cache: Path | None = None, relative_to: Path | None = None) -> Opened:
+def open_model(
+    ref: ModelRef, *, cache: Path | None = None, relative_to: Path | None = None, lora_dtype: str | None = None
+) -> Opened:
     """Open the model that `ref` names, headers only. `relative_to`: a second place to look for relative paths.
 
+    `lora_dtype`: the dtype code to which weights with an adapter are rounded; None for what `Adapted` has by default.
     Raises `ModelError` when it cannot be found, reached or read.
     """
     if ref.adapter:
-        raise ModelError(
-            f"{ref}: adapters cannot be merged by this version",
-            wanted="a model without '+ADAPTER'",
-            found=f"the adapter {ref.adapter}",
-            do="merge the adapter into its base first (peft: merge_and_unload), and name the result",
-        )
+        bare = replace(ref, adapter=None, adapter_revision=None)
+        base = open_model(bare, cache=cache, relative_to=relative_to)
+        return _adapted(ref, base, cache, relative_to, lora_dtype)
     local = local_path(ref.path, relative_to)
     folder, revision = (local, None) if local else _download(ref, cache)
     if folder.is_file():
@@ -70,6 +71,18 @@ def open_model(ref: ModelRef, *, cache: Path | None = None, relative_to: Path | 
     checkpoint = _weights(files, config)
     check_index(folder, files, checkpoint.specs)
     return Opened(ref, folder, revision, checkpoint, tuple(files))
+
+
+def _adapted(ref: ModelRef, base: Opened, cache: Path | None, relative_to: Path | None, dtype: str | None) -> Opened:
+    from plait.checkpoint.adapter import Adapted, open_adapter
+
+    assert ref.adapter
+    local = local_path(ref.adapter, relative_to)
+    named = ModelRef(ref.adapter, ref.adapter_revision)
+    folder, revision = (local, None) if local else _download(named, cache)
+    adapter = open_adapter(folder)
+    checkpoint = Adapted(base.checkpoint, adapter, dtype)
+    return replace(base, ref=ref, checkpoint=checkpoint, files=(*base.files, *adapter.files), adapter_revision=revision)
 
 
 def _weights(files: list[Path], config: dict[str, Any]) -> Checkpoint:

@@ -46,6 +46,12 @@ def planning(function: F) -> F:
             click.option(
                 "--transformers-cache", "cache", type=click.Path(), default=None, help="Folder of downloaded models."
             ),
+            click.option(
+                "--lora-merge-dtype",
+                type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
+                default=None,
+                help="Round weights with an adapter to this dtype.  [default: not before the merge]",
+            ),
         )
     ):
         function = option(function)
@@ -68,4 +74,5 @@ def prepared(recipe: Any, options: dict[str, Any]) -> Any:
         shard_size=options.pop("out_shard_size"),
         seed=options.pop("random_seed"),
         cache=options.pop("cache"),
+        lora_merge_dtype=options.pop("lora_merge_dtype"),
     )

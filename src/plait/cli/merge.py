@@ -12,7 +12,6 @@ from plait.cli._options import planning, prepared
 #: options of mergekit-yaml that have nothing left to do here: (spelling, takes a value)
 IDLE = (
     ("--lora-merge-cache", True),
-    ("--lora-merge-dtype", True),
     ("--device", True),
     ("--cuda/--no-cuda", False),
     ("--low-cpu-memory/--no-low-cpu-memory", False),

@@ -39,6 +39,7 @@ def _model(opened: Opened, hash_inputs: bool) -> Mapping[str, Any]:
     return {
         "model": str(opened.ref),
         "revision": opened.revision,
+        **({"adapter_revision": opened.adapter_revision} if opened.ref.adapter else {}),
         "files": [
             {
                 "name": path.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from plait.checkpoint import home
 from plait.errors import PlaitError, PlanError
 from plait.method import Method, bind
 from plait.plan.findings import Findings
@@ -78,7 +79,7 @@ class Builder:
                     )
                 )
             note = "copied: not floating numbers" if not floating else "copied: the recipe does not name this module"
-            spec = TensorSpec(taken[0].spec.dtype, shape)
+            spec = TensorSpec(home(self.models[taken[0].model].opened.checkpoint, taken[0].name), shape)
             self.steps.append(Step(name, spec, tuple(inputs), None, None, None, (), band.module, layer, note))
             return
         if odd := next((each for each in taken if each.spec.dtype not in MERGEABLE), None):
@@ -91,7 +92,11 @@ class Builder:
                 )
             )
             return
-        dtype = self.recipe.out_dtype or self.recipe.dtype or _promoted({each.spec.dtype for each in taken})
+        dtype = (
+            self.recipe.out_dtype
+            or self.recipe.dtype
+            or _promoted({home(self.models[each.model].opened.checkpoint, each.name) for each in taken})
+        )
         try:
             self.steps.append(self._merged(name, TensorSpec(dtype, shape), taken, inputs, band, t, layer))
         except PlaitError as error:

@@ -1,0 +1,269 @@
+"""An adapter over a base is what PEFT makes of the two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import make
+import plait
+from loras import lora
+from plait.checkpoint import InMemory
+from plait.checkpoint.adapter import Adapted, open_adapter
+from plait.cli import main
+from plait.errors import PlaitError
+from plait.testing.checkpoints import check
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+}
+
+
+def llama(**more: Any) -> Any:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **more))
+
+
+def gpt2() -> Any:
+    config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=4, n_positions=32)
+    config.tie_word_embeddings = False
+    return transformers.GPT2LMHeadModel(config)
+
+
+def moe(kind: str) -> Any:
+    more = {"num_experts": 4, "moe_intermediate_size": 12, "num_experts_per_tok": 2, "head_dim": 4}
+    if kind == "qwen":
+        return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SIZES, **more))
+    if kind == "mixtral":
+        return transformers.MixtralForCausalLM(
+            transformers.MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
+        )
+    sizes = SIZES | {"intermediate_size": 16}
+    return transformers.GptOssForCausalLM(
+        transformers.GptOssConfig(**sizes, num_local_experts=4, num_experts_per_tok=2, head_dim=4)
+    )
+
+
+class Conv(torch.nn.Module):
+    """A model of convolutions, as towers for pictures and sound begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"model_type": "conv"}
+        self.patch = torch.nn.Conv2d(3, 8, 4)
+        self.point = torch.nn.Conv2d(8, 6, 1)
+        self.sound = torch.nn.Conv1d(5, 7, 3)
+
+
+BOTH = ["q_proj", "down_proj", "o_proj"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+#: name -> (the base, the options of its LoRA)
+KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "plain": (llama, {"target_modules": BOTH}),
+    "rslora": (llama, {"target_modules": BOTH, "use_rslora": True}),
+    "patterns": (
+        llama,
+        {
+            "target_modules": BOTH,
+            "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.down_proj": 5},
+            "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 7, "o_proj": 1},
+        },
+    ),
+    "dora": (llama, {"target_modules": BOTH, "use_dora": True}),
+    "all linear": (llama, {"target_modules": "all-linear"}),
+    "embeddings": (llama, {"target_modules": ["embed_tokens", "lm_head"]}),
+    "dora of embeddings": (llama, {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    "modules to save": (llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]}),
+    "tokens": (llama, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 0, 39]}),
+    "bias all": (lambda: llama(attention_bias=True), {"target_modules": ["q_proj"], "bias": "all"}),
+    "bias of lora": (lambda: llama(attention_bias=True), {"target_modules": ["q_proj", "o_proj"], "bias": "lora_only"}),
+    "lora_bias": (lambda: llama(attention_bias=True), {"target_modules": ["q_proj"], "lora_bias": True}),
+    "fan_in_fan_out": (gpt2, {"target_modules": ["c_attn", "c_proj", "lm_head"]}),
+    "dora fan_in_fan_out": (gpt2, {"target_modules": ["c_attn", "c_proj"], "use_dora": True, "fan_in_fan_out": True}),
+    "convolutions": (Conv, {"target_modules": ["patch", "point", "sound"]}),
+    "dora of convolutions": (Conv, {"target_modules": ["patch", "point", "sound"], "use_dora": True}),
+    "experts, one each": (lambda: moe("qwen"), {"target_modules": ["q_proj"], "target_parameters": EXPERTS}),
+    "one parameter": (lambda: moe("qwen"), {"target_modules": [], "target_parameters": EXPERTS[1:]}),
+    "experts of mixtral": (lambda: moe("mixtral"), {"target_modules": [], "target_parameters": EXPERTS}),
+    "experts, packed": (lambda: moe("gpt-oss"), {"target_modules": [], "target_parameters": EXPERTS}),
+}
+
+
+def adapted(folder: Path, base: Callable[[], Any], options: dict[str, Any]) -> tuple[Path, Any]:
+    """A base and an adapter with random weights, in `folder`; its reference, and the PEFT model."""
+    torch.manual_seed(0)
+    model = base()
+    if isinstance(model, Conv):
+        (folder / "base").mkdir()
+        torch.save(model.state_dict(), folder / "base" / "pytorch_model.bin")
+        make.write_json(folder / "base" / "config.json", model.config)
+    else:
+        model.save_pretrained(folder / "base")
+    lora = peft.get_peft_model(model, peft.LoraConfig(**{"r": 3, "lora_alpha": 5, **options})).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, x in lora.named_parameters():
+            if x.requires_grad and "magnitude" not in name:
+                x += torch.randn(x.shape, generator=generator) * 0.2
+            elif "magnitude" in name:
+                x *= 1 + torch.rand(x.shape, generator=generator)
+    lora.save_pretrained(folder / "lora")
+    return folder / f"base+{folder / 'lora'}", lora
+
+
+def merged(lora: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """PEFT's merge, with the names of files."""
+    model = lora.merge_and_unload()
+    if isinstance(model, Conv):
+        return dict(model.state_dict())
+    model.save_pretrained(folder / "merged")
+    checkpoint = plait.open(folder / "merged")
+    return {name: checkpoint.read(name) for name in checkpoint.specs}
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, in units of the last place of the largest entry of its row."""
+    scale = torch.maximum(a.abs(), b.abs()).reshape(len(a), -1).amax(1).clamp_min(1e-30).log2().floor().exp2() * 2**-23
+    return float(((a - b).abs().reshape(len(a), -1).amax(1) / scale).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_peft_merges(kind: str, tmp_path: Path) -> None:
+    """For each kind of LoRA every tensor is that of PEFT's merge_and_unload, to a few units of the last place of float32."""
+    ref, lora = adapted(tmp_path, *KINDS[kind])
+    ours, theirs = plait.open(ref), merged(lora, tmp_path)
+    base = plait.open(tmp_path / "base")
+    assert set(ours.specs) == set(theirs) == set(base.specs)
+    assert {name: d for name, x in theirs.items() if (d := apart(ours.read(name), x)) > 4} == {}
+    changed = [name for name in theirs if not torch.equal(ours.read(name), base.read(name))]
+    assert len(changed) > 1
+    assert check(ours) == []
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(12)[None]).logits
+
+
+TIED: dict[str, dict[str, Any]] = {
+    "the embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "the head": {"target_modules": ["lm_head", "q_proj"]},
+    "both": {"target_modules": ["lm_head", "embed_tokens"]},
+    "a saved embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "a saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "neither": {"target_modules": ["q_proj"]},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 0, 39]},
+}
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_as_peft_runs_a_tied_base(kind: str, tmp_path: Path) -> None:
+    """Over a base that ties head and embedding, the merge is the model that PEFT runs: untied if the adapter parts the two."""
+    ref, lora = adapted(tmp_path, lambda: llama(tie_word_embeddings=True), TIED[kind])
+    expected = logits(lora)
+    merge = plait.merge(make.recipe("passthrough", ref, parameters={}))
+    untied = kind not in ("neither", "tokens")
+    assert ("lm_head.weight" in merge.specs, merge.config["tie_word_embeddings"]) == (untied, not untied)
+    found = logits(merge.to_transformers().eval())
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_blocks_change_no_bit(tmp_path: Path) -> None:
+    """A tensor of many blocks has the same bits however it is read, and they are those of float64 rounded once."""
+    base = {"x_proj.weight": torch.randn(700, 900, generator=torch.Generator().manual_seed(3)).bfloat16()}
+    adapter = open_adapter(lora(tmp_path / "lora", base))
+    view = Adapted(InMemory(base), adapter)
+    assert check(view) == []
+    a, b = (x.double() for x in adapter.read(adapter.factors[0]))
+    exact = base["x_proj.weight"].double() + b @ a * adapter.factors[0].scale
+    assert (adapter.factors[0].rank, adapter.factors[0].scale) == (4, 2.0)
+    assert torch.equal(view.read("x_proj.weight"), exact.float())
+
+
+def test_dtypes(tmp_path: Path) -> None:
+    """Over bfloat16 the weights are exact until the merge rounds them, to bfloat16 again; --lora-merge-dtype rounds before."""
+    base = make.model(tmp_path / "base", dtype=torch.bfloat16)
+    ref = f"{base}+{lora(tmp_path / 'lora', make.tensors())}"
+    recipe = make.recipe("linear", ref)
+    name = "model.layers.0.mlp.up_proj.weight"
+    exact = plait.merge({**recipe, "dtype": "float32"}).read(name)
+    merge, rounded = plait.merge(recipe), plait.merge({**recipe, "dtype": "float32"}, lora_merge_dtype="bfloat16")
+    assert {spec.dtype for spec in merge.specs.values()} == {"BF16"}
+    assert torch.equal(plait.open(ref).read(name), exact)
+    assert torch.equal(merge.read(name), exact.bfloat16())
+    assert torch.equal(rounded.read(name), exact.bfloat16().float())
+    assert not torch.equal(rounded.read(name), exact)
+    passed = plait.merge(make.recipe("passthrough", ref, parameters={}), lora_merge_dtype="float32")
+    assert {spec.dtype for spec in passed.specs.values()} == {"F32"}
+    with pytest.raises(PlaitError, match="rounded"):
+        plait.merge(recipe, lora_merge_dtype="int8")
+
+
+def test_adapters_of_one_base(tmp_path: Path) -> None:
+    """Adapters merge among themselves over their base: with task arithmetic their changes add up."""
+    made = make.tensors()
+    base = make.write(tmp_path / "base", made)
+    one, two = (lora(tmp_path / name, made, rank, rank) for name, rank in (("one", 2), ("two", 3)))
+    merge = plait.merge(make.recipe("task_arithmetic", f"{base}+{one}", f"{base}+{two}", base=base))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    exact = made[name].double()
+    for folder in (one, two):
+        adapter = open_adapter(folder)
+        factors = next(f for f in adapter.factors if f"{f.module}.weight" == name)
+        a, b = adapter.read(factors)
+        exact = exact + factors.scale * (b.double() @ a.double())
+    assert torch.allclose(merge.read(name).double(), exact, rtol=0, atol=2e-7)
+
+
+def run(*args: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(list(args))
+    assert ended.value.code == 0
+
+
+def test_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter is inspected like a model, merges from the command line, and is in the record of what was merged."""
+    monkeypatch.chdir(tmp_path)
+    make.model(Path("base"))
+    lora(Path("lora"), make.tensors())
+    run("inspect", "base+lora")
+    assert capsys.readouterr().out.startswith("base+lora: LlamaForCausalLM")
+    make.write_json(Path("merge.yml"), make.recipe("linear", "base+lora", "base"))
+    run("merge", "merge.yml", "out", "--lora-merge-cache", "x", "--lora-merge-dtype", "bfloat16")
+    facts = json.loads(Path("out/plait_provenance.json").read_text())["models"][0]
+    assert (facts["model"], facts["adapter_revision"]) == ("base+lora", None)
+    names = [file["name"] for file in facts["files"]]
+    assert names == ["model.safetensors", "adapter_model.safetensors", "adapter_config.json"]
+    assert all(file["fingerprint"] for file in facts["files"])
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize("prefix", ["", "model.language_model.", "language_model.model."])
+def test_other_prefixes(prefix: str, tmp_path: Path) -> None:
+    """An adapter that was trained on a model with other prefixes finds the tensors by the ends of their names."""
+    made = make.tensors()
+    renamed = {f"{prefix}{name.removeprefix('model.')}": x for name, x in made.items()}
+    renamed |= {
+        f"vision_tower.{name.removeprefix('model.')}": x for name, x in made.items() if prefix and "layers" in name
+    }
+    view = Adapted(InMemory(renamed), open_adapter(lora(tmp_path / "lora", made)))
+    plain = Adapted(InMemory(made), open_adapter(tmp_path / "lora"))
+    for name in made:
+        assert torch.equal(plain.read(name), view.read(f"{prefix}{name.removeprefix('model.')}"))
+    for name in renamed:
+        if name.startswith("vision_tower"):
+            assert torch.equal(view.read(name), renamed[name])
