@@ -49,6 +49,7 @@ TOP = {
 LAZY = {
     "torch": {"front"},
     "huggingface_hub": {"checkpoint"},
+    "jinja2": {"output"},
     "transformers": {"front", "demo"},
     "rich": {"cli", "demo"},
 }

@@ -5,29 +5,47 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from plait.checkpoint.source import Opened
+from plait.checkpoint.source import Opened, local_path
+from plait.methods import registry
+from plait.output.depths import stacking, values
+from plait.output.parents import stated
 from plait.plan import Plan
+from plait.types import DTYPES
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SAMPLES = 64
 SAMPLE = 4096  # bytes
 
 
-def provenance(plan: Plan, hash_inputs: bool = False) -> dict[str, Any]:
+def provenance(plan: Plan, hash_inputs: bool = False, chat_template: bool = False) -> dict[str, Any]:
     """The content of `plait_provenance.json`. `hash_inputs`: SHA-256 of every input file, which reads them all once more."""
+    method = registry()[plan.recipe.method]
     return {
         "plait": version("plait"),
         "recipe": plan.recipe.text,
-        "method": plan.recipe.method,
+        "method": method.name,
+        "summary": f"{method.summary[:1].lower()}{method.summary[1:]}",
+        "paper": method.reference,
+        "settings": values(plan),
+        "stacking": stacking(plan),
         "seed": plan.seed,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "safetensors")}},
-        "models": [_model(model.opened, hash_inputs) for model in plan.models],
+        "models": [_model(plan, i, hash_inputs) for i in range(len(plan.models))],
         "config_and_tokenizer_from": str(plan.models[plan.donor].ref),
-        "output": {"tensors": len(plan.steps), "shards": [shard.filename for shard in plan.shards]},
+        "output": {
+            "tensors": len(plan.steps),
+            "shards": [shard.filename for shard in plan.shards],
+            "parameters": sum(step.spec.numel for step in plan.steps),
+            "dtypes": sorted({DTYPES[step.spec.dtype].name for step in plan.steps}),
+            "architecture": (plan.config.get("architectures") or [None])[0],
+            "chat_template": chat_template,
+        },
         "dropped": [
             {"model": str(plan.models[d.model].ref), "reason": d.reason, "tensors": list(d.names)} for d in plan.dropped
         ],
@@ -35,11 +53,22 @@ def provenance(plan: Plan, hash_inputs: bool = False) -> dict[str, Any]:
     }
 
 
-def _model(opened: Opened, hash_inputs: bool) -> Mapping[str, Any]:
+def _model(plan: Plan, index: int, hash_inputs: bool) -> Mapping[str, Any]:
+    opened = plan.models[index].opened
+    roles = (["base"] if opened.ref == plan.recipe.base else []) + (["config"] if index == plan.donor else [])
+    merged = any(source.model == index for step in plan.steps for source in step.inputs)
     return {
         "model": str(opened.ref),
+        "hub": [
+            ref
+            for ref in (opened.ref.path, opened.ref.adapter)
+            if ref and _HUB_ID.fullmatch(ref) and not local_path(ref)
+        ],
         "revision": opened.revision,
         **({"adapter_revision": opened.adapter_revision} if opened.ref.adapter else {}),
+        "roles": (["merged"] if merged else []) + roles,
+        "stated": stated(opened.folder),
+        "fingerprint": _together(opened),
         "files": [
             {
                 "name": path.name,
@@ -50,6 +79,11 @@ def _model(opened: Opened, hash_inputs: bool) -> Mapping[str, Any]:
             for path in opened.files
         ],
     }
+
+
+def _together(opened: Opened) -> str:
+    """One short fingerprint of all weight files."""
+    return hashlib.sha256("".join(map(fingerprint, opened.files)).encode()).hexdigest()[:12]
 
 
 def fingerprint(path: Path) -> str:

@@ -46,8 +46,8 @@ def save(
     begun = time.monotonic()
     check_output(out, plan.nbytes, _inputs(plan), force)
     beside = side_files(plan, copy_tokenizer)
-    facts = provenance(plan, hash_inputs)
-    text = card(plan, title(out)) if write_card else None
+    facts = provenance(plan, hash_inputs, beside.chat_template)
+    text = card(facts, title(out)) if write_card else None
     with Writer(out, plan.shards, plan.specs) as writer:
         run(plan, writer.write, threads=threads, check=not allow_nonfinite, progress=progress)
         files = writer.finish()

@@ -42,7 +42,7 @@ OTHERS = (
 
 
 #: what plait writes besides
-OWN = ("config.json", "README.md", "plait_config.yml", "plait_provenance.json")
+OWN = ("config.json", "README.md", "plait_config.yml", "plait_provenance.json", "plait_scores.json")
 NAMED_TEMPLATES = "additional_chat_templates"
 
 
@@ -63,6 +63,14 @@ class SideFiles:
     copied: Mapping[str, Path]
     texts: Mapping[str, str]
     notes: tuple[str, ...]
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether there is a template for conversations among them."""
+        if "chat_template.jinja" in (names := {*self.copied, *self.texts}) or "chat_template.json" in names:
+            return True
+        settings = self.copied.get("tokenizer_config.json")
+        return settings is not None and bool(read_json(settings).get("chat_template"))
 
     def write(self, out: Path) -> list[Path]:
         for name, path in self.copied.items():
@@ -198,15 +206,3 @@ def _vocabulary(folder: Path | None) -> object:
     if (folder / "vocab.json").is_file():
         return dict(read_json(folder / "vocab.json"))
     return (folder / "tokenizer.model").read_bytes() if (folder / "tokenizer.model").is_file() else None
-
-
-def licences(plan: Plan) -> Sequence[str]:
-    """The licence that each model's card states, in the recipe's order, without duplicates; "unknown" where none does."""
-    found = []
-    for model in plan.models:
-        card = model.opened.folder / "README.md" if model.opened.folder else None
-        text = card.read_text("utf-8", errors="replace") if card and card.is_file() else ""
-        head = text[3:].split("\n---", 1)[0] if text.startswith("---") else ""
-        lines = [line.partition(":")[2].strip() for line in head.splitlines() if line.startswith("license:")]
-        found.append(lines[0] if lines and lines[0] else "unknown")
-    return list(dict.fromkeys(found))
