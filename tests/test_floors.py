@@ -21,6 +21,7 @@ ROOMS = [
     *(
         "errors",
         "types",
+        "lazy",
         "layout",
         "kernels",
         "ops",
@@ -38,7 +39,8 @@ ROOMS = [
 ]
 #: third-party packages at the top of a file
 TOP = {
-    "torch": {"kernels", "ops", "checkpoint", "methods", "compute", "run", "writer", "estimate", "testing", "demo"},
+    "torch": {"testing", "demo"},
+    "plait.lazy": {"kernels", "ops", "checkpoint", "methods", "compute", "run", "writer", "estimate"},
     "safetensors": {"demo"},
     "yaml": {"recipe", "output", "demo"},
     "pydantic": {"recipe"},
@@ -47,7 +49,7 @@ TOP = {
 }
 #: and inside of a function, where they are used
 LAZY = {
-    "torch": {"front"},
+    "torch": {"front", "lazy", "checkpoint"},
     "huggingface_hub": {"checkpoint"},
     "jinja2": {"output"},
     "transformers": {"front", "demo"},
@@ -88,6 +90,8 @@ def test_imports(path: Path) -> None:
     """A file imports from its own room and from rooms below it, and third-party packages where the design has them."""
     here = room(path)
     for name, at_once in imports(path):
+        if name == "plait.lazy":
+            assert here in TOP[name], f"{here} must do without PyTorch"
         top, _, rest = name.partition(".")
         if top == "plait" and rest:
             there = rest.split(".")[0]
@@ -105,6 +109,20 @@ def test_instant(command: str) -> None:
     code = f"import sys\ntry:\n    {command}\nexcept SystemExit: pass\nprint('loaded', *({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded"
+
+
+def test_planning_loads_no_torch(tmp_path: Path) -> None:
+    """A recipe is read, checked and planned, and every method loaded, without PyTorch, which takes longer to load."""
+    recipe = tmp_path / "recipe.yml"
+    models = HOUSE / "demo" / "models"
+    recipe.write_text(
+        f"merge_method: ties\nbase_model: {models}/base\nparameters: {{weight: 1}}\nmodels: [{{model: {models}/add}}]"
+    )
+    code = f"import sys, plait\nplait.merge({str(recipe)!r})\nfrom plait.methods import registry\nregistry()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("name", registry())

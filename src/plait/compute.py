@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from plait import kernels
 from plait.errors import MergeError
+from plait.lazy import Tensor, torch
 from plait.method import Method
 from plait.ops.combine import weighted_sum
 from plait.ops.pieces import Piece, block_rows
@@ -37,7 +35,7 @@ class Task:
     models: Sequence[Reader]
     base: Reader | None
     seed: int = 0
-    computing: torch.dtype = torch.float32  # or float64
+    double: bool = False  # compute in float64
     piece: int = PIECE
     sources: Sequence[str] = ()  # what to call the base, if there is one, and the models
 
@@ -103,10 +101,10 @@ class Task:
 
         def get(reader: Reader, base: Tensor | None = None) -> Tensor:
             x = reader(None if everything else (row, stop))
-            if self.computing is torch.float32 and kernels.widens(x):
+            if not self.double and kernels.widens(x):
                 x = kernels.widen(x, base)
             else:
-                x = x.to(self.computing)
+                x = x.to(torch.float64 if self.double else torch.float32)
                 x = x - base.reshape(x.shape) if base is not None else x
             if unit == "tensor":
                 return x.reshape(self.shape)
@@ -187,7 +185,7 @@ def merge_tensors(
         models=[reader(x) for x in models],
         base=reader(base) if base is not None else None,
         seed=seed,
-        computing=torch.float64 if wide else torch.float32,
+        double=wide,
         piece=piece,
     )
     parts = [part.reshape(-1) for _, part in task.run(check=False)]

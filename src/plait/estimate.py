@@ -7,10 +7,9 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-import torch
-
 from plait.checkpoint.dtypes import torch_dtype
 from plait.compute import PIECE, Copy, Task, merge_tensors
+from plait.lazy import torch
 from plait.ops.pieces import block_rows
 from plait.plan import Plan, Step
 from plait.run import default_threads, task
@@ -58,7 +57,7 @@ def _working_set(plan: Plan, step: Step) -> int:
     if isinstance(made, Copy):
         return min(step.spec.numel, max(PIECE, columns)) * sum(inputs)
     start, stop = max(made.cuts(), key=lambda cut: cut[1] - cut[0], default=(0, 0))
-    wide = 8 if made.computing == torch.float64 else 4
+    wide = 8 if made.double else 4
     if _whole(step):  # decompositions work in float64, on copies
         return step.spec.numel * (sum(inputs) + wide * len(inputs) + 8 * (3 * len(inputs) + WORKSPACE))
     return (stop - start) * columns * (sum(inputs) + wide * (len(inputs) + WORKSPACE))

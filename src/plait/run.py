@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor
-
 from plait.checkpoint.dtypes import torch_dtype
 from plait.compute import Copy, Reader, Task
+from plait.lazy import Tensor, torch
 from plait.plan import Input, Plan, Step
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -49,7 +47,7 @@ def task(plan: Plan, step: Step) -> Task | Copy:
         models=[_reader(plan, i) for i in step.inputs],
         base=_reader(plan, step.base) if step.base else None,
         seed=plan.seed,
-        computing=torch.float64 if "F64" in codes else torch.float32,
+        double="F64" in codes,
         sources=called,
     )
 

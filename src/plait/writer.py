@@ -9,11 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import torch
-from torch import Tensor
-
 from plait.errors import OutputError
 from plait.layout import Shard
+from plait.lazy import Tensor, torch
 from plait.types import TensorSpec
 
 PARTIAL = ".partial"

@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from plait.checkpoint import Rows
 from plait.checkpoint.dtypes import torch_dtype
 from plait.checkpoint.header import Extent, read_header
 from plait.errors import ModelError
+from plait.lazy import torch
 from plait.types import TensorSpec
 
 _OTHERS = ("adapter_", "training_args", "optimizer", "scheduler", "rng_state", ".")

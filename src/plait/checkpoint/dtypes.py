@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-
 from plait.errors import ModelError
+from plait.lazy import torch
 from plait.types import CODES, DTYPES, TensorSpec
-
-_TORCH = {
-    code: getattr(torch, dtype.name) for code, dtype in DTYPES.items() if hasattr(torch, dtype.name) and dtype.bits >= 8
-}
 
 
 def torch_dtype(code: str) -> torch.dtype:
     """The torch dtype of a safetensors code; `ModelError` when this torch has none."""
-    if code not in _TORCH:
+    known = DTYPES[code]
+    if known.bits < 8 or not hasattr(torch, known.name):
         raise ModelError(
             f"this PyTorch has no dtype for {code} tensors",
-            wanted=f"torch.{DTYPES[code].name}",
+            wanted=f"torch.{known.name}",
             found=f"PyTorch {torch.__version__}",
             do="install a newer PyTorch",
         )
-    dtype: torch.dtype = _TORCH[code]
+    dtype: torch.dtype = getattr(torch, known.name)
     return dtype
 
 

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from plait.checkpoint import Rows, cut
 from plait.checkpoint.dtypes import spec_of
 from plait.errors import ModelError
+from plait.lazy import torch
 from plait.types import TensorSpec
 
 _REFUSALS = (

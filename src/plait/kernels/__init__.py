@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from plait.lazy import Tensor, torch
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_DTYPES = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}
 _P, _INT, _LONG, _U32, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_uint32, ctypes.c_float
 _SIGNATURES: dict[str, tuple[object, ...]] = {
     "widen": (None, _P, _INT, _P, _P, _LONG),
@@ -58,12 +57,12 @@ def suit(*tensors: Tensor) -> bool:
 
 def narrows(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether `narrow` can round `x` to `dtype`."""
-    return dtype in _DTYPES and suit(x)
+    return str(dtype) in _DTYPES and suit(x)
 
 
 def widens(x: Tensor) -> bool:
     """Whether `widen` can read `x`."""
-    return library() is not None and x.dtype in _DTYPES and x.device.type == "cpu" and x.is_contiguous()
+    return library() is not None and str(x.dtype) in _DTYPES and x.device.type == "cpu" and x.is_contiguous()
 
 
 def widen(x: Tensor, base: Tensor | None = None) -> Tensor:
@@ -72,7 +71,7 @@ def widen(x: Tensor, base: Tensor | None = None) -> Tensor:
     _call(
         "widen",
         x.data_ptr(),
-        _DTYPES[x.dtype],
+        _DTYPES[str(x.dtype)],
         base.data_ptr() if base is not None else None,
         out.data_ptr(),
         x.numel(),
@@ -84,7 +83,7 @@ def narrow(x: Tensor, base: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, 
     """x, or base + x, rounded to `dtype`; and whether all of it is finite."""
     out = torch.empty(x.shape, dtype=dtype)
     added = base.data_ptr() if base is not None else None
-    return out, bool(_call("narrow", x.data_ptr(), added, out.data_ptr(), _DTYPES[dtype], x.numel()))
+    return out, bool(_call("narrow", x.data_ptr(), added, out.data_ptr(), _DTYPES[str(dtype)], x.numel()))
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

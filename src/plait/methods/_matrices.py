@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from plait.arch.names import kind_of
+from plait.lazy import Tensor, torch
 from plait.ops.combine import weighted_sum
 from plait.ops.pieces import Piece
 

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.method import method
 from plait.ops.cutoff import order_statistics
 from plait.ops.pieces import Piece, Pieces, row_sums

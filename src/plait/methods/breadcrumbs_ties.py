@@ -14,8 +14,7 @@ Reference: Davari and Belilovsky, Model Breadcrumbs, https://arxiv.org/abs/2312.
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from plait.lazy import Tensor
 from plait.method import method
 from plait.methods.breadcrumbs import Params, first, middle
 from plait.ops.combine import elected_sum

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.method import PerModel, method, param
 from plait.ops.balanced import largest_of_blocks
 from plait.ops.pieces import Piece

@@ -13,8 +13,7 @@ Reference: Yu et al., Language models are super Mario, https://arxiv.org/abs/231
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from plait.lazy import Tensor
 from plait.method import method
 from plait.methods.dare_linear import Params
 from plait.ops.combine import elected_sum

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from plait.lazy import Tensor
 from plait.method import method, param
 from plait.methods import della_linear
 from plait.ops.combine import elected_sum

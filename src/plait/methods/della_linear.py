@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from plait.lazy import Tensor
 from plait.method import PerModel, method, param
 from plait.ops.combine import delta_weights, weighted_sum
 from plait.ops.drop import drop_by_rank

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from plait.lazy import Tensor
 from plait.method import PerModel, method, param
 from plait.methods._matrices import by_matrix
 from plait.ops.combine import weighted_sum

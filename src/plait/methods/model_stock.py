@@ -15,9 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.method import method, param
 from plait.ops.combine import weighted_sum
 from plait.ops.gram import gram

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from plait.lazy import Tensor
 from plait.method import method, param
 from plait.ops.pieces import Piece
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.method import PerModel, method, param
 from plait.ops.combine import weighted_sum
 from plait.ops.gram import gram

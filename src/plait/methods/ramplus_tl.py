@@ -13,9 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.method import method, param
 from plait.methods.ram import active
 from plait.ops.pieces import Piece, Pieces, total

@@ -15,9 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.method import method, param
 from plait.ops.combine import agreeing
 from plait.ops.cutoff import EVERYTHING, Cutoff, cutoffs

@@ -15,8 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from plait.lazy import Tensor
 from plait.method import PerModel, method, param
 from plait.ops.combine import elected_sum
 from plait.ops.cutoff import Cutoff, cutoffs

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.method import PerModel, method, param
 from plait.methods._matrices import by_matrix
 from plait.ops.pieces import Piece

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from plait.lazy import Tensor, torch
 
 
 def largest_of_blocks(magnitude: Tensor, keep: int, block: int) -> Tensor:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.ops.spectral import ZERO, svd
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from plait.lazy import Tensor
 
 
 def clipped(delta: Tensor, limit: float) -> Tensor:

@@ -11,10 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from plait import kernels
+from plait.lazy import Tensor, torch
 from plait.ops.pieces import Piece, Pieces
 
 _LOW = 16  # bits of the second histogram

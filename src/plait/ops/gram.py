@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from plait import kernels
+from plait.lazy import Tensor, torch
 from plait.ops.pieces import Pieces, total
 
 

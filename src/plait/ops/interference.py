@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.ops.spectral import right
 
 

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.ops.random import uniform
 
 BLOCK = 1 << 16  # entries

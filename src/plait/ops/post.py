@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
+from plait.lazy import Tensor, torch
 from plait.ops.pieces import BLOCK, row_sums
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 
-import torch
-from torch import Tensor
-
 from plait import kernels
+from plait.lazy import Tensor, torch
 
 _RUN = 1 << 16  # entries drawn at once: small enough for a core's cache
 

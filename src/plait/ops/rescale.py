@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
 from plait import kernels
+from plait.lazy import Tensor, torch
 from plait.ops.pieces import Piece, Pieces, row_sums, total
 
 

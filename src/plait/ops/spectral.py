@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+from plait.lazy import Tensor, torch
 
 #: singular values up to this share of the largest count as zero: in a difference of float32 weights they are rounding
 ZERO = 1e-6
