@@ -6,13 +6,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from plait.checkpoint import Checkpoint, Rows, home
 from plait.checkpoint.adapter.bind import Change, LowRank, bind
 from plait.checkpoint.adapter.files import Adapter
 from plait.checkpoint.dtypes import torch_dtype
+from plait.lazy import Tensor, torch
 from plait.ops.pieces import block_rows
 from plait.types import MERGEABLE, TensorSpec
 
