@@ -32,6 +32,7 @@ ROOMS = [
         "methods",
         "fit",
         "strands",
+        "align",
         "plan",
     ),
     *("compute", "run", "writer", "estimate", "report", "output", "front", "testing", "demo", "cli", "__init__"),

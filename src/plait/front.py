@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait import arch, fit
+from plait.align import aligned
 from plait.checkpoint import Checkpoint, Rows
 from plait.checkpoint.source import Opened, open_model
 from plait.errors import PlaitError, Problems, RecipeError, Where, raise_all
@@ -141,13 +142,18 @@ def prepare(
     allow_crimes: bool = False,
     truncate_embeddings: bool = False,
     seed: int | None = None,
+    expert_layout: str | None = None,
     cache: str | os.PathLike[str] | None = None,
     lora_merge_dtype: str | None = None,
 ) -> Plan:
     """Read and check a recipe, open its models (headers only), and plan the merge; raises every problem that is found."""
     with _many_small_records():
         return _prepared(
-            source, lenient, Options(shard_size, allow_crimes, truncate_embeddings, seed), cache, lora_merge_dtype
+            source,
+            lenient,
+            Options(shard_size, allow_crimes, truncate_embeddings, seed, expert_layout),
+            cache,
+            lora_merge_dtype,
         )
 
 
@@ -172,8 +178,15 @@ def _prepared(
         except PlaitError as error:
             problems.append(error)
     raise_all(problems)
+    models, told = aligned(
+        recipe,
+        models,
+        allow_crimes=options.allow_crimes,
+        truncate_embeddings=options.truncate_embeddings,
+        expert_layout=options.expert_layout,
+    )
     plan = make_plan(recipe, models, registry()[recipe.method], options)
-    notes = (*recipe.warnings, *warnings, *check_vocabulary(plan), *side_files(plan).notes)
+    notes = (*recipe.warnings, *warnings, *told, *check_vocabulary(plan), *side_files(plan).notes)
     return plan.with_notes(notes)
 
 
@@ -219,6 +232,7 @@ def merge(source: Source | Recipe, **options: Any) -> Merge:
     """A merge that has not been written, from a recipe: a path, a text with line breaks, a dict, or a `Recipe`.
 
     Options are those of `prepare`: `lenient`, `shard_size` (bytes), `allow_crimes`, `truncate_embeddings`, `seed`, `cache`,
-    and `lora_merge_dtype`, to which weights with an adapter are rounded ("bfloat16"; by default they are not).
+    `expert_layout` ("split" or "fused"; by default that of the base), and `lora_merge_dtype`, to which weights with an adapter
+    are rounded ("bfloat16"; by default they are not).
     """
     return Merge(prepare(source, **options))

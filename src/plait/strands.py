@@ -6,7 +6,7 @@ A band is one stretch of output layers of one module; its strands are the models
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from plait.arch import Architecture, Module
 from plait.checkpoint.source import Opened
@@ -19,10 +19,15 @@ _SCOPES = ("the slice", "the module", "the recipe")
 
 @dataclass(frozen=True)
 class Model:
-    """An opened model with its anatomy."""
+    """An opened model with its anatomy, and what sets it apart from the model whose tensors the output has.
+
+    `lacks`: names of tensors that it takes no part in, `spare`: names of its own that the output does without; with reasons.
+    """
 
     opened: Opened
     arch: Architecture
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    spare: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ref(self) -> ModelRef:

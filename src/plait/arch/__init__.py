@@ -9,3 +9,4 @@ from plait.arch.anatomy import Module as Module
 from plait.arch.anatomy import Place as Place
 from plait.arch.anatomy import Stack as Stack
 from plait.arch.anatomy import infer as infer
+from plait.arch.anatomy import like as like

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -177,6 +177,54 @@ def infer(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Archite
         tied=tied,
         buffers=frozenset(n for n, spec in specs.items() if names.is_buffer(n, len(spec.shape), spec.floating)),
     )
+
+
+def like(own: Architecture, reference: Architecture, *, depth: bool = False) -> Architecture:
+    """`own` with the modules of `reference`, by tensor names: a text model then has a vision tower, without tensors in it.
+
+    What `reference` has no module for stays in modules of its own. With `depth`, stacks are as deep as the reference's: layers
+    are left out at the end, or are there without tensors; else that is done only for multi-token prediction layers.
+    """
+    shape = [(m.name, m.stack.prefix if m.stack else None, m.count) for m in own.modules]
+    if shape == [(m.name, m.stack.prefix if m.stack else None, m.count) for m in reference.modules]:
+        return own
+    stacks = {m.stack.prefix: m.stack for m in own.modules if m.stack}
+    known = {name for m in reference.modules for name in (*m.before, *m.after)}
+    prefixes = {m.stack.prefix for m in reference.modules if m.stack}
+    modules = []
+    for module in reference.modules:
+        before, after = ([n for n in side if n in own.specs] for side in (module.before, module.after))
+        stack = module.stack and _as_deep(stacks.get(module.stack.prefix), module.stack, own.specs, depth)
+        for mine in own.modules:
+            if mine.stack and stack and mine.stack.prefix == stack.prefix:
+                before += [n for n in mine.before if n not in known]
+                after += [n for n in mine.after if n not in known]
+        modules.append(Module(module.name, stack, tuple(before), tuple(after)))
+    taken = {name for module in modules for name in module.names()}
+    titles = {module.name for module in modules}
+    for mine in own.modules:
+        before, after = ([n for n in side if n not in taken] for side in (mine.before, mine.after))
+        stack = mine.stack if mine.stack and mine.stack.prefix not in prefixes else None
+        if before or after or stack:
+            title = mine.name if mine.name not in titles else f"{mine.name} of its own"
+            modules.append(Module(title, stack, tuple(before), tuple(after)))
+    return replace(own, modules=tuple(modules))
+
+
+def _as_deep(own: Stack | None, reference: Stack, specs: Mapping[str, TensorSpec], depth: bool) -> Stack:
+    """The model's own stack, or an empty one of the reference's depth; cut or filled up to that where it may be."""
+    if own is None:
+        found: defaultdict[int, list[str]] = defaultdict(list)
+        for name in specs:
+            if (parts := names.numbered(name)) and parts[0] == reference.prefix:
+                found[parts[1]].append(parts[2])
+        count = max(found, default=reference.count - 1) + 1
+        own = Stack(reference.prefix, tuple(tuple(found.get(i, ())) for i in range(count)), reference.layer_key)
+    counts = {(own.count - own.extra), own.count} & {reference.count - reference.extra, reference.count}
+    if own.count == reference.count or not (depth or counts):
+        return own
+    layers = (own.layers + ((),) * reference.count)[: reference.count]
+    return replace(own, layers=layers, extra=reference.extra)
 
 
 def integers(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, int]]:

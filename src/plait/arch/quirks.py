@@ -31,6 +31,45 @@ HEAD_BESIDE = {
     "decoder.bias": "decoder.weight",
 }
 
+#: Spellings of older files -> those of current ones, in this order; two names are one tensor if they are then the same.
+SPELLINGS = tuple(
+    (re.compile(old), new)
+    for old, new in (
+        (r"\bLayerNorm\.gamma$", "LayerNorm.weight"),
+        (r"\bLayerNorm\.beta$", "LayerNorm.bias"),
+        (r"\.block_sparse_moe\.gate\.", ".mlp.gate."),
+        (r"\.block_sparse_moe\.experts\.", ".mlp.experts."),
+        (r"\bvision_tower\.vision_model\.", "vision_tower."),
+        (r"^embed_out\.", "lm_head."),
+        (r"\.parametrizations\.weight\.original0$", ".weight_g"),
+        (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+    )
+)
+
+_MIXTRAL, _QWEN = ("w1", "w3", "w2"), ("gate_proj", "up_proj", "down_proj")
+#: `model_type` of models that transformers reads both with a tensor for each expert and fused -> what gate, up and down are
+#: called in the former; the renames that fusing brings along, from split to fused.
+EXPERTS: dict[str, tuple[tuple[str, str, str], tuple[tuple[str, str], ...]]] = {
+    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), (_MIXTRAL, ((".block_sparse_moe.", ".mlp."),))),
+    "phimoe": (_MIXTRAL, ((".block_sparse_moe.gate.", ".mlp.router."), (".block_sparse_moe.", ".mlp."))),
+    "lfm2_moe": (_MIXTRAL, ()),
+    **dict.fromkeys(
+        (
+            "qwen2_moe",
+            "qwen3_moe",
+            "qwen3_next",
+            "qwen3_omni_moe_text",
+            "afmoe",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+        ),
+        (_QWEN, ()),
+    ),
+    **dict.fromkeys(("dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite"), (_QWEN, ())),
+    **dict.fromkeys(("glm4v_moe", "hunyuan_v1_moe", "jamba", "longcat_flash", "olmoe", "solar_open"), (_QWEN, ())),
+}
+
 #: Config keys whose list (or string of one letter a layer) says something about each layer.
 PER_LAYER = re.compile(
     r"^_?(?:layer_types|mlp_layer_types|layers?_block_types?|layer_block_types?|block_configs|indexer_types|attention_layers|attn_type_list"

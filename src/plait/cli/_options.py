@@ -40,6 +40,12 @@ def planning(function: F) -> F:
                 help="Cut vocabularies of different length to the shortest.",
             ),
             click.option(
+                "--expert-layout",
+                type=click.Choice(["split", "fused"]),
+                default=None,
+                help="A tensor for each expert, or one for all of a layer.  [default: as the base has it]",
+            ),
+            click.option(
                 "--out-shard-size", type=Size(), default="5GB", show_default=True, help="Largest shard: 5GB, 500MB, 1B."
             ),
             click.option("--random-seed", type=int, default=None, help="Seed of dare and its kin.  [default: 0]"),
@@ -71,6 +77,7 @@ def prepared(recipe: Any, options: dict[str, Any]) -> Any:
         lenient=options.pop("lenient"),
         allow_crimes=options.pop("allow_crimes"),
         truncate_embeddings=options.pop("unsafe_truncate_embeddings"),
+        expert_layout=options.pop("expert_layout"),
         shard_size=options.pop("out_shard_size"),
         seed=options.pop("random_seed"),
         cache=options.pop("cache"),

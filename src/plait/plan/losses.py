@@ -25,7 +25,9 @@ def losses(models: Sequence[Model], parts: Mapping[str, Sequence[Band]], builder
             if name in builder.used[i]:
                 continue
             place = model.arch.place(name)
-            if (i, name) in builder.tied:
+            if name in model.spare:
+                reason = model.spare[name]
+            elif (i, name) in builder.tied:
                 reason = "tied to the embedding"
             elif (i, place.module) not in taken:
                 reason = "the recipe does not take this module from it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from plait.arch import config as configs
-from plait.errors import PlanError, raise_all
+from plait.errors import raise_all
 from plait.layout import layout
 from plait.method import Method
 from plait.plan.losses import losses
@@ -20,7 +20,6 @@ DEFAULTS = Options()
 def make_plan(recipe: Recipe, models: Sequence[Model], method: Method, options: Options = DEFAULTS) -> Plan:
     """Decide everything that names, shapes, dtypes and configs can settle; raises all problems together."""
     donor = next((i for i, m in enumerate(models) if m.ref == recipe.base), 0)
-    _same_architecture(models, options)
     parts = bands(recipe, models, donor)
     builder = Builder(recipe, models, method, options)
     for made in parts.values():
@@ -54,14 +53,3 @@ def make_plan(recipe: Recipe, models: Sequence[Model], method: Method, options: 
 def _whole(made: Sequence[Band], count: int, donor: int) -> bool:
     """Whether a module keeps the donor's layers, all of them and in order, so that its config needs no mending."""
     return len(made) == 1 and any((s.model, s.start, s.stop) == (donor, 0, count) for s in made[0].strands)
-
-
-def _same_architecture(models: Sequence[Model], options: Options) -> None:
-    named = {m.ref: (m.opened.config.get("architectures") or [None])[0] for m in models}
-    if len(set(named.values())) > 1 and not options.allow_crimes:
-        raise PlanError(
-            "the models are of different architectures",
-            wanted="one architecture",
-            found=", ".join(f"{ref}: {name or 'unknown'}" for ref, name in named.items()),
-            do="pass --allow-crimes if their tensors have the same names and shapes",
-        )

@@ -122,3 +122,4 @@ class Options:
     allow_crimes: bool = False
     truncate_embeddings: bool = False
     seed: int | None = None
+    expert_layout: str | None = None  # "split" or "fused"; None: the base's

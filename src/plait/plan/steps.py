@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plait.checkpoint import home
 from plait.errors import PlaitError, PlanError
@@ -59,6 +59,14 @@ class Builder:
             self._step(name, [(s, name) for s in band.strands], band, 0.0, None)
 
     def _step(self, name: str, own: list[tuple[Strand, str]], band: Band, t: float, layer: int | None) -> None:
+        every = len(own)
+        own = [(s, n) for s, n in own if n not in self.models[s.model].lacks and n not in self.models[s.model].spare]
+        if not any(n in self.models[s.model].opened.checkpoint.specs for s, n in own):
+            return
+        if len(own) < every and not self._enough([s for s, _ in own], band):
+            anchor = band.strands[band.base] if band.base is not None else None
+            own = [(s, n) for s, n in own if s is anchor] or own[:1]
+            band = replace(band, scopes=())
         taken = self._taken(name, own)
         shaped = self._shaped(name, taken) if taken else None
         if shaped is None:
@@ -78,7 +86,8 @@ class Builder:
                         do="merge models of one kind",
                     )
                 )
-            note = "copied: not floating numbers" if not floating else "copied: the recipe does not name this module"
+            note = "not floating numbers" if not floating else "the recipe does not name this module"
+            note = f"copied: {note if len(own) == every else 'no other model has it'}"
             spec = TensorSpec(home(self.models[taken[0].model].opened.checkpoint, taken[0].name), shape)
             self.steps.append(Step(name, spec, tuple(inputs), None, None, None, (), band.module, layer, note))
             return
@@ -131,6 +140,13 @@ class Builder:
         if same and models[0][0].spec.dtype == spec.dtype:
             return Step(name, spec, combined, None, None, None, origins, band.module, layer)
         return Step(name, spec, combined, base, method, params, origins, band.module, layer)
+
+    def _enough(self, strands: Sequence[Strand], band: Band) -> bool:
+        """Whether the method can do without the models of the band that are not among `strands`."""
+        anchor = band.strands[band.base] if band.base is not None and self.method.base != "ignored" else None
+        if anchor is not None and not any(s is anchor for s in strands):
+            return False
+        return sum(s is not anchor for s in strands) >= max(1, self.method.inputs[0])
 
     def _taken(self, name: str, own: list[tuple[Strand, str]]) -> list[_Taken]:
         """The tensors that take part. Ties are followed, buffers may be absent; anything else that is missing is a problem."""
