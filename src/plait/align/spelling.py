@@ -27,10 +27,16 @@ class Spelling:
 
     def lines(self, ref: object) -> list[str]:
         """The renames in words, those of one kind together: `model.X of M is read as language_model.model.X: 290 tensors`."""
-        kinds = Counter(_kind(old, new) for old, new in self.names.items())
-        return [
-            f"{old} of {ref} is read as {new}: {count} tensor{'s' * (count > 1)}" for (old, new), count in kinds.items()
-        ]
+        kinds: defaultdict[tuple[Pair, bool], list[str]] = defaultdict(list)
+        for old, new in self.names.items():
+            kinds[_kind(old, new)].append(new)
+        lines = []
+        for ((old, new), front), found in kinds.items():
+            if front:
+                shared = _shared([name.removeprefix(new) for name in found])
+                old, new = f"{old}{shared}X", f"{new}{shared}X"
+            lines.append(f"{old} of {ref} is read as {new}: {len(found)} tensor{'s' * (len(found) > 1)}")
+        return lines
 
 
 def canonical(name: str) -> str:
@@ -145,15 +151,21 @@ def _within(one: str, other: str) -> bool:
     return all(word in rest for word in short)
 
 
-def _kind(old: str, new: str) -> Pair:
-    """What is told of a rename: prefixes with an X behind, or the words that differ inside."""
+def _kind(old: str, new: str) -> tuple[Pair, bool]:
+    """What is told of a rename: (prefixes with their dot, True), or (the words that differ after a layer's number, False)."""
     one, other = _pair(old, new)
     if not re.search(r"(?:^|\.)\d+(?:\.|$)", f"{one}.{other}"):
-        return (f"{one}.X" if one else "X"), (f"{other}.X" if other else "X")
-    mine, theirs = old.split("."), new.split(".")
-    while mine and theirs and mine[-1] == theirs[-1]:
-        mine.pop()
-        theirs.pop()
+        return (f"{one}." if one else "", f"{other}." if other else ""), True
+    mine, theirs = one.split("."), other.split(".")
     while mine and theirs and mine[0] == theirs[0]:
         del mine[0], theirs[0]
-    return tuple(".".join("N" if word.isdigit() else word for word in words) for words in (mine, theirs))  # type: ignore[return-value]
+    return (".".join(mine), ".".join(theirs)), False
+
+
+def _shared(tails: list[str]) -> str:
+    """The words that all tails begin with, the last word of a name and numbers left aside, with a dot behind."""
+    words = tails[0].split(".")[:-1]
+    for tail in tails[1:]:
+        theirs = tail.split(".")[:-1]
+        words = [a for i, a in enumerate(words) if words[: i + 1] == theirs[: i + 1]]
+    return "".join(f"{word}." for word in words[: 1 if len(tails) > 1 else None] if not word.isdigit())
