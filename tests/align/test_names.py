@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -97,10 +96,7 @@ def test_unclear_names_are_an_error(tmp_path: Path) -> None:
     base = make.write(tmp_path / "base", twice, settings=make.config(layer))
     with pytest.raises(PlanError, match="it is not clear which tensors") as caught:
         plait.merge(make.recipe("linear", base, make.write(tmp_path / "one", layer)))
-    assert (
-        "model.layers.0.input_layernorm.weight, which could be left.model.layers.0.input_layernorm.weight or right"
-        in str(caught.value)
-    )
+    assert "could be left.lm_head.weight or right.lm_head.weight" in str(caught.value)
 
 
 def test_a_vision_layer_is_no_text_layer() -> None:
@@ -124,21 +120,3 @@ def test_the_stack_that_fits_wins() -> None:
     big = {f"text.{n}": s for n, s in text.items()}
     small = specs(*(f"other.layers.{i}.mlp.{p}.weight" for i in range(2) for p in ("up", "down")), "other.norm.weight")
     assert spelt(text, small | big).names == {n: f"text.{n}" for n in text}
-
-
-def test_linear_time() -> None:
-    """100,000 names are matched in seconds."""
-    import time
-
-    own = specs(
-        *(
-            f"model.layers.{i}.mlp.experts.{e}.{p}.weight"
-            for i in range(100)
-            for e in range(500)
-            for p in ("up", "down")
-        )
-    )
-    begun = time.perf_counter()
-    found: dict[str, Any] = spelt(own, {f"model.language_{n}": s for n, s in own.items()}).names
-    assert time.perf_counter() - begun < 20
-    assert len(found) == 100_000

@@ -27,7 +27,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A tensor of this dtype and shape, made of these runs, one below the other."""
+    """A tensor of this dtype and shape, made of these runs (one or more), one below the other."""
 
     spec: TensorSpec
     runs: tuple[Run, ...]
@@ -57,7 +57,7 @@ class Pieced:
             name: made.spec if made else inner.specs[name] for name, made in tensors.items()
         }
         self.home: Mapping[str, str] = {
-            name: home(inner, made.runs[0].source if made and made.runs else name) for name, made in tensors.items()
+            name: home(inner, made.runs[0].source if made else name) for name, made in tensors.items()
         }
 
     @property
