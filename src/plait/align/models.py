@@ -17,6 +17,7 @@ from plait.errors import PlaitError, PlanError, raise_all
 from plait.recipe import Recipe
 from plait.strands import Model
 
+_FAMILY = re.compile(r"(?:For\w+|LMHeadModel|Model)$")  # what a class's name has besides its family's
 _PREDICTION = re.compile(r"(?:^|\.)mtp\.")
 
 
@@ -202,8 +203,8 @@ def _same_class(model: Model, reference: Model, gap: _Gap, rules: _Rules) -> Non
     whole = whole and all(
         n in theirs or n in gap.spare or n in model.arch.tied or n in model.arch.buffers for n in mine
     )
-    kinds = [m.opened.config.get("model_type") for m in (model, reference)]
-    if whole and (gap.graft or (kinds[0] is not None and kinds[0] == kinds[1])):
+    kin = _FAMILY.sub("", _class(model) or "?") == _FAMILY.sub("", _class(reference) or "")
+    if whole and (gap.graft or kin):
         return
     raise PlanError(
         "the models are of different architectures",
