@@ -108,7 +108,10 @@ class Merge:
 
 
 def open(model: str | os.PathLike[str] | ModelRef, *, cache: str | os.PathLike[str] | None = None) -> Checkpoint:
-    """A model as a checkpoint, headers only: a folder, a weight file, a Hub id `org/name@revision`."""
+    """A model as a checkpoint, headers only: a folder, a weight file, a Hub id `org/name@revision`.
+
+    Tensors of a Hub model that is not in the cache come over the network when they are read.
+    """
     return _opened(model, cache).checkpoint
 
 
@@ -120,7 +123,7 @@ def inspect(model: str | os.PathLike[str] | ModelRef, *, cache: str | os.PathLik
 
 def _opened(model: str | os.PathLike[str] | ModelRef, cache: str | os.PathLike[str] | None) -> Opened:
     ref = model if isinstance(model, ModelRef) else ModelRef.parse(os.fspath(model))
-    return open_model(ref, cache=Path(cache) if cache else None)
+    return open_model(ref, cache=Path(cache) if cache else None, fetch=False)
 
 
 def check(source: Source | Recipe, **options: Any) -> list[PlaitError]:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,20 @@ def read_json(path: Path, limit: int = 64_000_000) -> dict[str, Any]:
     return data
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights of a model directory, in shard order; `ModelError` when there are none."""
+def weight_files(folder: Path, listed: Collection[str] | None = None) -> list[Path]:
+    """The files that hold the weights of a model directory, in shard order; `ModelError` when there are none.
+
+    `listed`: the names of all files that the folder will have; those that it has by default.
+    """
+    if listed is None:
+        listed = [path.name for path in folder.iterdir() if path.is_file()]
     for suffix, single in _SINGLE.items():
         index = folder / f"{single}.index.json"
-        if index.is_file():
-            return _indexed(folder, index)
-        if (folder / single).is_file():
+        if index.name in listed:
+            return _indexed(folder, index, listed)
+        if single in listed:
             return [folder / single]
-        files = sorted(p for p in folder.glob(f"*{suffix}") if p.is_file())
+        files = sorted(folder / name for name in listed if name.endswith(suffix) and "/" not in name)
         shards = [p for p in files if re.search(r"-of-\d+\.\w+$", p.name)]
         others = [p for p in files if not p.name.startswith(_OTHERS)]
         if shards:
@@ -68,16 +73,16 @@ def weight_files(folder: Path) -> list[Path]:
                 found=", ".join(p.name for p in others[:4]),
                 do="keep one of them, or name the file itself as the model",
             )
-    adapter = (folder / "adapter_config.json").is_file()
+    adapter = "adapter_config.json" in listed
     raise ModelError(
         f"{folder} has no weights",
         wanted=_WEIGHTS,
-        found="a LoRA adapter" if adapter else ", ".join(sorted(os.listdir(folder))[:6]) or "an empty folder",
+        found="a LoRA adapter" if adapter else ", ".join(sorted(listed)[:6]) or "an empty folder",
         do=f"name it as BASE+{folder.name}" if adapter else "check the path of the model",
     )
 
 
-def _indexed(folder: Path, index: Path) -> list[Path]:
+def _indexed(folder: Path, index: Path, listed: Collection[str]) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         found = f"weight_map: {str(weight_map)[:80]}"
@@ -88,7 +93,7 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     for name in names:
         if name != os.path.basename(name) or name in ("", ".", "..") or not name.isprintable():
             raise ModelError(f"{index} names a file outside its folder", wanted="file names", found=ascii(name[:80]))
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if name not in listed]
     if missing:
         raise ModelError(
             f"{folder} lacks {len(missing)} of its {len(names)} shards",
@@ -120,44 +125,53 @@ def _complete(folder: Path, shards: list[Path]) -> None:
         )
 
 
+def joined(parts: Iterable[Mapping[str, Extent]]) -> dict[str, Extent]:
+    """The tensors of several files; `ModelError` for one that is in two of them."""
+    extents: dict[str, Extent] = {}
+    for part in parts:
+        for name, extent in part.items():
+            if name in extents:
+                raise ModelError(
+                    f"the tensor {name!r} is in two files",
+                    found=f"{extents[name].path.name} and {extent.path.name}",
+                    do="remove the file that does not belong to the model",
+                )
+            extents[name] = extent
+    return extents
+
+
+def read_extent(spec: TensorSpec, rows: Rows | None, fill: Callable[[int, memoryview], None]) -> torch.Tensor:
+    """A tensor, or `rows` of it; `fill(begin, view)` writes the tensor's bytes from `begin` on into `view`."""
+    count, columns = spec.matrix
+    start, stop = rows or (0, count)
+    row = spec.nbytes // count if count else 0
+    raw = torch.empty((stop - start) * row, dtype=torch.uint8)
+    if raw.numel():
+        fill(start * row, memoryview(raw.numpy().data))
+    shape = (stop - start, columns) if rows else spec.shape
+    return raw.view(torch_dtype(spec.dtype)).reshape(shape)
+
+
 class SafetensorsFiles:
     """One or more safetensors files as a `Checkpoint`; reads with `pread`, so threads share it freely."""
 
     def __init__(self, files: list[Path], config: Mapping[str, Any]) -> None:
         self.config = config
-        self._extents: dict[str, Extent] = {}
-        for path in files:
-            for name, extent in read_header(path).items():
-                if name in self._extents:
-                    raise ModelError(
-                        f"the tensor {name!r} is in two files",
-                        found=f"{self._extents[name].path.name} and {path.name}",
-                        do="remove the file that does not belong to the model",
-                    )
-                self._extents[name] = extent
-        self.specs: Mapping[str, TensorSpec] = {name: extent.spec for name, extent in self._extents.items()}
+        self.extents = joined(read_header(path) for path in files)
+        self.specs: Mapping[str, TensorSpec] = {name: extent.spec for name, extent in self.extents.items()}
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
 
     def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
-        extent = self._extents[name]
-        count, columns = extent.spec.matrix
-        start, stop = rows or (0, count)
-        row = extent.spec.nbytes // count if count else 0
-        raw = torch.empty((stop - start) * row, dtype=torch.uint8)
-        if raw.numel():
-            self._fill(extent, extent.offset + start * row, raw)
-        shape = (stop - start, columns) if rows else extent.spec.shape
-        return raw.view(torch_dtype(extent.spec.dtype)).reshape(shape)
+        extent = self.extents[name]
+        return read_extent(extent.spec, rows, lambda at, view: self._fill(extent.path, extent.offset + at, view))
 
-    def _fill(self, extent: Extent, offset: int, raw: torch.Tensor) -> None:
-        view, file = memoryview(raw.numpy().data), self._descriptor(extent.path)
+    def _fill(self, path: Path, offset: int, view: memoryview) -> None:
+        file = self._descriptor(path)
         while view:
             got = os.preadv(file, [view], offset)
             if not got:
-                raise ModelError(
-                    f"{extent.path} became shorter during the merge", do="leave the inputs alone, try again"
-                )
+                raise ModelError(f"{path} became shorter during the merge", do="leave the inputs alone, try again")
             view, offset = view[got:], offset + got
 
     def _descriptor(self, path: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,23 @@ def read_header(path: Path) -> dict[str, Extent]:
     """Every tensor of a safetensors file with its place, in file order; raises `ModelError` for a file that lies."""
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little") if size >= 8 else -1
-            if length < 2 or length > min(size - 8, LONGEST):
-                raise _broken(
-                    path,
-                    f"a header of at most {max(size - 8, 0)} bytes",
-                    f"{size} bytes in all" if length < 0 else f"a header of {length} bytes in a file of {size}",
-                )
-            text = file.read(length)
+            return header_of(path, os.fstat(file.fileno()).st_size, file.read)
     except OSError as error:
         raise ModelError(
             f"{path} cannot be read", found=str(error.strerror), do="check that the file exists and may be read"
         ) from error
+
+
+def header_of(path: Path, size: int, take: Callable[[int], bytes]) -> dict[str, Extent]:
+    """As `read_header`, of `size` bytes that `take(count)` gives from the first one on; `path` is what to call them."""
+    length = int.from_bytes(take(8), "little") if size >= 8 else -1
+    if length < 2 or length > min(size - 8, LONGEST):
+        raise _broken(
+            path,
+            f"a header of at most {max(size - 8, 0)} bytes",
+            f"{size} bytes in all" if length < 0 else f"a header of {length} bytes in a file of {size}",
+        )
+    text = take(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:

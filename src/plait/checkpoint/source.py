@@ -1,54 +1,76 @@
-"""From a model reference to a folder on this disk: a local path, or a Hub id through huggingface_hub's cache."""
+"""From a model reference to its tensors: a local path, or a Hub id, in huggingface_hub's cache or still on the Hub."""
 
 from __future__ import annotations
 
 import os
-import re
-import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from plait.checkpoint import Checkpoint
+from plait.checkpoint import Checkpoint, hub
 from plait.checkpoint.directory import SafetensorsFiles, check_index, read_json, weight_files
+from plait.checkpoint.remote import RemoteFiles
 from plait.errors import ModelError
 from plait.types import ModelRef
 
-#: what a merge may need besides the weights
-SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.tiktoken", "LICENSE*", "README.md")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
-
-
 @dataclass(frozen=True)
 class Opened:
-    """A model reference, its folder (None for a file), its pinned revision (None for local models), its tensors."""
+    """A model reference, its folder (None for a file), its pinned revision (None for local models), its tensors.
+
+    Of a model on the Hub the folder may lack files that `repo` lists, until they are fetched.
+    """
 
     ref: ModelRef
     folder: Path | None
     revision: str | None
     checkpoint: Checkpoint = field(repr=False)
-    files: tuple[Path, ...] = field(default=(), repr=False)  # that hold the weights
+    files: tuple[Path, ...] = field(default=(), repr=False)  # that hold the weights, on this disk
     adapter_revision: str | None = None
+    repo: hub.Repo | None = field(default=None, repr=False)
+    remote: RemoteFiles | None = field(default=None, repr=False)  # weights that were not all in the cache when opened
 
     @property
     def config(self) -> dict[str, Any]:
         return dict(self.checkpoint.config)
 
+    def has(self, name: str) -> bool:
+        """Whether the folder has this file, or will have it once it is fetched."""
+        there = self.folder is not None and (self.folder / name).is_file()
+        return there or (self.repo is not None and name in self.repo.files)
+
+    def shards(self, tensors: Iterable[str]) -> list[str]:
+        """The weight files that reading these tensors would still bring from the Hub."""
+        if self.remote is None or self.repo is None:
+            return []
+        # under a view (an adapter, other names) the tensors are others than those in the files
+        direct = self.checkpoint is self.remote
+        return self.repo.lacks(self.remote.shards(tensors if direct else None))
+
 
 def open_model(
-    ref: ModelRef, *, cache: Path | None = None, relative_to: Path | None = None, lora_dtype: str | None = None
+    ref: ModelRef,
+    *,
+    cache: Path | None = None,
+    relative_to: Path | None = None,
+    lora_dtype: str | None = None,
+    fetch: bool = True,
 ) -> Opened:
     """Open the model that `ref` names, headers only. `relative_to`: a second place to look for relative paths.
 
+    `fetch`: bring a model on the Hub into the cache. Without it only headers and small files travel (for weights in
+    safetensors), and a tensor when it is read.
     `lora_dtype`: the dtype code to which weights with an adapter are rounded; None for what `Adapted` has by default.
     Raises `ModelError` when it cannot be found, reached or read.
     """
     if ref.adapter:
         bare = replace(ref, adapter=None, adapter_revision=None)
-        base = open_model(bare, cache=cache, relative_to=relative_to)
+        base = open_model(bare, cache=cache, relative_to=relative_to, fetch=fetch)
         return _adapted(ref, base, cache, relative_to, lora_dtype)
     local = local_path(ref.path, relative_to)
-    folder, revision = (local, None) if local else _download(ref, cache)
+    repo = None if local else (hub.download if fetch else _look)(ref, cache)
+    folder = repo.folder if repo else local
+    assert folder is not None
     if folder.is_file():
         return Opened(ref, None, None, _weights([folder], {}), (folder,))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
@@ -67,10 +89,44 @@ def open_model(
             found=str(kind.get("quant_method") if isinstance(kind, dict) else kind),
             do="use the model that it was quantised from",
         )
-    files = weight_files(folder)
-    checkpoint = _weights(files, config)
+    files = weight_files(folder, repo.files if repo and repo.files else None)
+    checkpoint = _remote(repo, files, config) or _weights(files, config)
     check_index(folder, files, checkpoint.specs)
-    return Opened(ref, folder, revision, checkpoint, tuple(files))
+    remote = checkpoint if isinstance(checkpoint, RemoteFiles) else None
+    here = remote.local if remote else files
+    return Opened(ref, folder, repo.revision if repo else None, checkpoint, tuple(here), repo=repo, remote=remote)
+
+
+def fetched(opened: Opened, tensors: Iterable[str] | None, side_files: bool) -> Opened:
+    """The model with what a merge needs of it in the cache: the files with these tensors (None: no weights), those beside."""
+    if opened.repo is None:
+        return opened
+    hub.fetch(opened.repo, opened.repo.side_files(planned=not side_files))
+    if opened.remote is None or tensors is None:
+        return opened
+    before = opened.remote.local
+    opened.remote.fetch(opened.shards(tensors))
+    others = tuple(path for path in opened.files if path not in before)  # of an adapter
+    return replace(opened, files=(*opened.remote.local, *others))
+
+
+def _look(ref: ModelRef, cache: Path | None) -> hub.Repo:
+    """A repository of which the cache has the small files that planning needs."""
+    repo = hub.look(ref, cache)
+    hub.fetch(repo, repo.side_files(planned=True))
+    return repo
+
+
+def _remote(repo: hub.Repo | None, files: list[Path], config: dict[str, Any]) -> RemoteFiles | None:
+    """The weights of a Hub model that are not all in the cache; pickles cannot be read in part, and are fetched."""
+    names = [path.name for path in files]
+    if repo is None or not repo.lacks(names):
+        return None
+    if files[0].suffix != ".safetensors":
+        hub.fetch(repo, names)
+        return None
+    index = repo.folder / "model.safetensors.index.json"
+    return RemoteFiles(repo, names, config, read_json(index)["weight_map"] if index.is_file() else {})
 
 
 def _adapted(ref: ModelRef, base: Opened, cache: Path | None, relative_to: Path | None, dtype: str | None) -> Opened:
@@ -79,10 +135,10 @@ def _adapted(ref: ModelRef, base: Opened, cache: Path | None, relative_to: Path 
     assert ref.adapter
     local = local_path(ref.adapter, relative_to)
     named = ModelRef(ref.adapter, ref.adapter_revision)
-    folder, revision = (local, None) if local else _download(named, cache)
-    adapter = open_adapter(folder)
+    repo = None if local else hub.download(named, cache)
+    adapter = open_adapter(repo.folder if repo else Path(str(local)))
     checkpoint = Adapted(base.checkpoint, adapter, dtype)
-    return replace(base, ref=ref, checkpoint=checkpoint, files=(*base.files, *adapter.files), adapter_revision=revision)
+    return replace(base, ref=ref, checkpoint=checkpoint, files=(*base.files, *adapter.files), adapter_revision=repo.revision if repo else None)
 
 
 def _weights(files: list[Path], config: dict[str, Any]) -> Checkpoint:
@@ -102,89 +158,3 @@ def local_path(path: str, relative_to: Path | None = None) -> Path | None:
         if candidate.exists():
             return candidate
     return None
-
-
-def _download(ref: ModelRef, cache: Path | None) -> tuple[Path, str]:
-    if not _HUB_ID.fullmatch(ref.path):
-        raise ModelError(
-            f"there is no {ref.path}",
-            wanted="a folder on this disk, or a Hub id such as org/name",
-            found="neither",
-            do="check the path; relative paths start at the current directory or beside the recipe",
-        )
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    def snapshot(weights: str, local: bool) -> Path:
-        # the same patterns from the cache as from the Hub: what was never wanted is not missing
-        wanted = [*SIDE_FILES, weights]
-        return Path(
-            snapshot_download(
-                ref.path,
-                revision=ref.revision,
-                cache_dir=cache,
-                allow_patterns=wanted,
-                ignore_patterns=["*/*"],
-                local_files_only=local,
-            )
-        )
-
-    try:
-        if _reachable():
-            files = HfApi().list_repo_files(ref.path, revision=ref.revision)
-            safe = any(name.endswith(".safetensors") for name in files)
-            folder = snapshot("*.safetensors" if safe else "*.bin", False)
-        else:
-            folder = snapshot("*.safetensors", True)
-            if not any(folder.glob("*.safetensors")):
-                folder = snapshot("*.bin", True)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise _cannot_get(ref, error) from error
-    return folder, folder.name
-
-
-def _reachable() -> bool:
-    """Whether the Hub's host answers, asked once, shortly: a mistyped local path should not cost half a minute."""
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
-    from huggingface_hub import constants
-
-    address = urlsplit(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if address.scheme in getproxies():
-        return True
-    try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def _cannot_get(ref: ModelRef, error: Exception) -> ModelError:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    offline = (
-        "neither: the Hub cannot be reached, or HF_HUB_OFFLINE is set, and the model is not in the cache",
-        "check the path and the network",
-    )
-    causes: dict[type[Exception], tuple[str, str]] = {
-        GatedRepoError: ("a gated model", f"ask for access on its page, then run: hf auth login ({ref.path})"),
-        RevisionNotFoundError: (f"no revision {ref.revision!r}", "check the part after '@'"),
-        RepositoryNotFoundError: (
-            "no such model, or a private one",
-            "check the spelling; if it is private: hf auth login",
-        ),
-        LocalEntryNotFoundError: offline,
-        OfflineModeIsEnabled: offline,
-    }
-    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    found, do = causes.get(type(error), (said, "try again later"))
-    return ModelError(f"{ref} cannot be had", wanted="a folder on this disk, or a model on the Hub", found=found, do=do)
