@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from plait import arch, fit
 from plait.align import aligned
 from plait.checkpoint import Checkpoint, Rows
-from plait.checkpoint.source import Opened, open_model
+from plait.checkpoint.source import Opened, fetched, open_model
 from plait.errors import PlaitError, Problems, RecipeError, Where, raise_all
 from plait.layout import SHARD_SIZE
 from plait.methods import registry
@@ -69,11 +69,13 @@ class Merge:
         hash_inputs: bool = False,
         allow_nonfinite: bool = False,
         progress: Progress | None = None,
+        stream: bool = False,
     ) -> Saved:
         """Write the model directory `out`: shards, index, config, tokenizer and side files, card, recipe, provenance.
 
         `force` replaces a model that is there; `threads`: one a core by default; `hash_inputs` records the SHA-256 of every
         input file; `allow_nonfinite` writes NaN and infinity too; `progress` is told the bytes done since its last call.
+        `stream`: the weights of models on the Hub are read from there in parts, and not kept on this disk.
         """
         return save(
             self.plan,
@@ -85,6 +87,7 @@ class Merge:
             hash_inputs=hash_inputs,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
+            stream=stream,
         )
 
     def to_transformers(self) -> Any:
@@ -175,8 +178,14 @@ def _prepared(
     for ref in recipe.references():
         try:
             opened = open_model(
-                ref, cache=Path(cache) if cache else None, relative_to=beside, lora_dtype=_code(lora_merge_dtype)
+                ref,
+                cache=Path(cache) if cache else None,
+                relative_to=beside,
+                lora_dtype=_code(lora_merge_dtype),
+                fetch=False,
             )
+            if recipe.tokenizer is not None:  # its tokens decide the plan
+                opened = fetched(opened, None, side_files=True)
             models.append(Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config)))
         except PlaitError as error:
             problems.append(error)

@@ -16,9 +16,11 @@ import hashlib
 import json
 import pathlib
 import re
+import socket
 import sys
 import tempfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -60,7 +62,11 @@ class FakeHub:
         self.token, self.user = token, user
         self.repos, self.lock = {}, threading.RLock()
         self.requests = []  # (method, path, status) of every request served
-        self.faults = []  # [method regex, path regex, status, times left]
+        self.faults = []  # [method regex, path regex, what, times left, headers]
+        self.sent = 0  # bytes of all bodies
+        self.cdn = None  # how often each signed address of a big file works; None: big files come from here
+        self.signatures = collections.Counter()
+        self.read_only = set()  # organisations in which the user may not write
         handler = type("Bound", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self.server.daemon_threads = True
@@ -76,9 +82,9 @@ class FakeHub:
         if self._tmp:
             self._tmp.cleanup()
 
-    def fail(self, path, status=503, times=1, method=".*"):
-        """Answer the next `times` matching requests with `status`."""
-        self.faults.append([method, path, status, times])
+    def fail(self, path, status=503, times=1, method=".*", **headers):
+        """Answer the next `times` matching requests with `status`, or "drop" them half way, or let them wait ("1.5" seconds)."""
+        self.faults.append([method, path, status, times, headers])
 
     def repo(self, kind, name):
         try:
@@ -137,23 +143,43 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
         self.hub.requests.append((self.command, self.path, status))
+        if self.command != "HEAD":
+            self.hub.sent += len(data)
+            self.wfile.write(data[: len(data) // 2] if self.dropping else data)
+            if self.dropping:
+                self.drop()
+
+    def drop(self):
+        """Break the connection off."""
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def handle_any(self):
         url = urlsplit(self.path)
         self.query = {k: v[-1] for k, v in parse_qs(url.query).items()}
-        path = unquote(url.path)
+        path, self.dropping = url.path, False
         try:
             for fault in self.hub.faults:
-                if fault[3] and re.fullmatch(fault[0], self.command) and re.search(fault[1], path):
+                if fault[3] and re.fullmatch(fault[0], self.command) and re.search(fault[1], unquote(path)):
                     fault[3] -= 1
-                    raise HubError(fault[2], "", "injected fault")
+                    if isinstance(fault[2], float):
+                        time.sleep(fault[2])
+                    elif fault[2] == "drop":
+                        if self.command in ("PUT", "POST"):
+                            self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
+                            self.hub.requests.append((self.command, self.path, "dropped"))
+                            return self.drop()
+                        self.dropping = True
+                    else:
+                        error = HubError(fault[2], "", "injected fault")
+                        error.headers = fault[4]
+                        raise error
             for methods, pattern, func in self.routes:
                 match = re.fullmatch(pattern, path)
                 if match and self.command in methods.split():
-                    args = match.groupdict()
+                    args = {k: v and unquote(v) for k, v in match.groupdict().items()}
                     if "repo" in args:
                         kind = args.pop("type", None) or (args.pop("prefix", None) or "models").rstrip("s")
                         args = {k: v for k, v in args.items() if k not in ("type", "prefix")}
@@ -162,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
             raise HubError(404, "", f"no route {self.command} {path}")
         except HubError as err:
             collections.deque(self.body(), maxlen=0)
-            extra = {"X_Error_Code": err.code} if err.code else {}
+            extra = {**({"X_Error_Code": err.code} if err.code else {}), **getattr(err, "headers", {})}
             self.reply({"error": str(err)}, err.status, X_Error_Message=str(err), **extra)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
@@ -201,6 +227,8 @@ class Handler(BaseHTTPRequestHandler):
         self.need_auth()
         req = self.json()
         kind, name = req.get("type") or "model", f"{req.get('organization') or self.hub.user}/{req['name']}"
+        if name.split("/")[0] in self.hub.read_only:
+            raise HubError(403, "", f"You don't have the rights to create a model under the namespace {name}")
         url = f"{self.hub.url}/{'' if kind == 'model' else kind + 's/'}{name}"
         if (kind, name) in self.hub.repos:
             return self.reply({"error": "You already created this model repo", "url": url}, 409)
@@ -231,7 +259,12 @@ class Handler(BaseHTTPRequestHandler):
                 "tags": [],
                 "lastModified": DATE,
                 "createdAt": DATE,
-                "siblings": [{"rfilename": p} for p in sorted(repo.commits[oid])],
+                "siblings": [
+                    {"rfilename": e["path"], "size": e["size"], "blobId": e["oid"]}
+                    | ({"lfs": {**e["lfs"], "sha256": e["lfs"]["oid"]}} if "lfs" in e else {})
+                    for e in self.entries(repo, oid, recursive=True)
+                    if e["type"] == "file"
+                ],
             }
         )
 
@@ -316,8 +349,13 @@ class Handler(BaseHTTPRequestHandler):
         self.reply()
 
     # -------------------------------------------------------------- upload
-    def preupload(self, repo, rev):
+    def need_write(self, repo):
         self.need_auth()
+        if repo.name.split("/")[0] in self.hub.read_only:
+            raise HubError(403, "", "Forbidden: pass a token with write access")
+
+    def preupload(self, repo, rev):
+        self.need_write(repo)
         files = repo.commits[repo.resolve(rev)]
         self.reply(
             {
@@ -334,7 +372,7 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def lfs_batch(self, repo):
-        self.need_auth()
+        self.need_write(repo)
         out = []
         for obj in self.json()["objects"]:
             if not (self.hub.blobs / obj["oid"]).exists():
@@ -380,7 +418,12 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({})
 
     def post_commit(self, repo, rev):
-        self.need_auth()
+        self.need_write(repo)
+        pull = None
+        if self.query.get("create_pr") == "1":
+            pull = 1 + sum(name.startswith("refs/pr/") for name in repo.refs)
+            repo.refs[f"refs/pr/{pull}"] = repo.resolve(rev)
+            rev = f"refs/pr/{pull}"
         changes, title = [], "commit"
         for line in b"".join(self.body()).splitlines():
             item = json.loads(line)
@@ -405,7 +448,8 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 changes.append((val["path"], None))
         oid = self.hub.commit(repo, rev, changes, title)
-        self.reply({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo.name}/commit/{oid}"})
+        more = {"pullRequestUrl": f"{self.hub.url}/{repo.name}/discussions/{pull}"} if pull else {}
+        self.reply({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo.name}/commit/{oid}", **more})
 
     # ------------------------------------------------------------ download
     def resolve(self, repo, rev, path):
@@ -414,7 +458,6 @@ class Handler(BaseHTTPRequestHandler):
         if entry is None:
             raise HubError(404, "EntryNotFound", f"no file {path}")
         blob, size = self.hub.blobs / (entry["lfs"] or entry["oid"]), entry["size"]
-        start, end, status = 0, size, 200
         headers = {
             "X_Repo_Commit": oid,
             "ETag": f'"{entry["lfs"] or entry["oid"]}"',
@@ -423,6 +466,14 @@ class Handler(BaseHTTPRequestHandler):
         }
         if entry["lfs"]:
             headers |= {"X_Linked_Etag": headers["ETag"], "X_Linked_Size": str(size)}
+        if entry["lfs"] and self.hub.cdn is not None:
+            self.hub.signatures[place := f"{entry['lfs']}/{len(self.hub.signatures)}"] = self.hub.cdn
+            port = self.hub.server.server_address[1]
+            return self.reply(b"", 302, Location=f"http://localhost:{port}/_cdn/{place}?secret=signature", **headers)
+        self.bytes_of(blob, size, headers)
+
+    def bytes_of(self, blob, size, headers):
+        start, end, status = 0, size, 200
         if match := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
             first, last = match.groups()
             start = int(first) if first else max(0, size - int(last))
@@ -435,6 +486,14 @@ class Handler(BaseHTTPRequestHandler):
         with open(blob, "rb") as f:
             f.seek(start)
             self.reply(f.read(end - start), status, **headers)
+
+    def from_cdn(self, oid, number):
+        if "Authorization" in self.headers:
+            raise HubError(400, "", "a token has no business here")
+        if not self.hub.signatures[f"{oid}/{number}"]:
+            raise HubError(403, "", "this address has run out")
+        self.hub.signatures[f"{oid}/{number}"] -= 1
+        self.bytes_of(self.hub.blobs / oid, (self.hub.blobs / oid).stat().st_size, {"ETag": '"something"'})
 
 
 Handler.routes = [
@@ -454,6 +513,7 @@ Handler.routes = [
     ("PUT", r"/_lfs/(?P<oid>[0-9a-f]{64})(?:/(?P<part>\d+))?", Handler.lfs_put),
     ("POST", r"/_lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_complete),
     ("POST", r"/_lfs/(?P<oid>[0-9a-f]{64})/verify", Handler.lfs_verify),
+    ("GET HEAD", r"/_cdn/(?P<oid>[0-9a-f]{64})/(?P<number>\d+)", Handler.from_cdn),
     ("GET HEAD", rf"/{WEB}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", Handler.resolve),
 ]
 

@@ -86,16 +86,20 @@ def look(ref: ModelRef, cache: Path | None = None) -> Repo:
             do="check the path; relative paths start at the current directory or beside the recipe",
         )
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     if not reachable():
         return _cached(ref, cache, OfflineModeIsEnabled())
     timeout = constants.HF_HUB_ETAG_TIMEOUT
     try:
-        info = persist(lambda: HfApi().model_info(ref.path, revision=ref.revision, timeout=timeout, files_metadata=True))
-    except (*network_errors(), HFValidationError) as error:
+        info = persist(
+            lambda: HfApi().model_info(ref.path, revision=ref.revision, timeout=timeout, files_metadata=True)
+        )
+    except network_errors() as error:
         if passing(error):
             return _cached(ref, cache, error)
+        raise cannot_get(ref, error) from error
+    except (ValueError, LookupError, TypeError) as error:  # an id that cannot be, or an answer that is not the Hub's
         raise cannot_get(ref, error) from error
     files = {
         file.rfilename: Published(file.size or 0, file.blob_id, file.lfs.sha256 if file.lfs else None)
@@ -204,9 +208,16 @@ def reachable() -> bool:
     return True
 
 
+def silence() -> None:
+    """Let huggingface_hub show no progress, for the rest of this process."""
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    disable_progress_bars()
+
+
 def network_errors() -> tuple[type[Exception], ...]:
     """What requests of huggingface_hub may raise; its HTTP library has changed from version to version."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     library = importlib.import_module(type(get_session()).__module__.partition(".")[0])
     return (library.HTTPError, OSError)
@@ -282,7 +293,10 @@ def said(ref: ModelRef, error: BaseException) -> tuple[str, str]:
     if code == 403:
         return "the Hub refuses access (403)", "check on its page what your account and token may do"
     if code == 429:
-        return "too many requests: the Hub asks to wait (429)", "try again in some minutes; hf auth login raises the limit"
+        return (
+            "too many requests: the Hub asks to wait (429)",
+            "try again in some minutes; hf auth login raises the limit",
+        )
     if code and code >= 500:
         return f"the Hub has trouble ({code}), {TRIES} times", "try again later; https://status.huggingface.co"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import torch
-
 from plait.checkpoint import Rows
 from plait.checkpoint.directory import SafetensorsFiles, joined, read_extent
 from plait.checkpoint.header import Extent, header_of
 from plait.checkpoint.hub import Repo, cannot_get, fetch, network_errors, persist
 from plait.errors import ModelError
+from plait.lazy import torch
 
 BLOCK = 4 << 20  # bytes of a range request, and what is read ahead
 KEPT = 16  # blocks that stay in memory
@@ -51,7 +50,7 @@ class RemoteFile:
             raise cannot_get(self.repo.ref, error) from error
 
     def _read(self, start: int, count: int) -> bytes:
-        from huggingface_hub.utils import hf_raise_for_status
+        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
         signed = self._signed
         with _answer(signed or self._address, start, count, with_token=signed is None) as response:
@@ -64,7 +63,7 @@ class RemoteFile:
                 hf_raise_for_status(response)
             self._check(response, start, count)
             data = bytearray()
-            for chunk in getattr(response, "iter_bytes", None) and response.iter_bytes() or response.iter_content(1 << 16):
+            for chunk in response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(1 << 16):
                 data += chunk
                 if len(data) > count:
                     break
@@ -109,7 +108,7 @@ class RemoteFile:
 def _answer(address: str, start: int, count: int, with_token: bool) -> Iterator[Any]:
     """The answer to a range request, its body not yet read; through huggingface_hub's session, whichever library that is."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, get_session
+    from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
     headers = {
         **build_hf_headers(token=None if with_token else False, library_name="plait"),
@@ -133,14 +132,17 @@ class RemoteFiles:
         """`index`: tensor -> file, where the model has one; tells how long the headers will be."""
         self.repo, self.names, self.config = repo, names, config
         self._files = {name: RemoteFile(repo, name) for name in repo.lacks(names)}
-        self._local = {name: SafetensorsFiles([repo.folder / name], config) for name in names if name not in self._files}
+        self._local = {
+            name: SafetensorsFiles([repo.folder / name], config) for name in names if name not in self._files
+        }
         guesses = dict.fromkeys(self._files, 0)
         for tensor, file in index.items():
             if file in guesses:
                 guesses[file] += len(tensor) + 96
         with ThreadPoolExecutor(REQUESTS, "plait-header") as pool:
             found = pool.map(
-                lambda file: file.header(guesses[file.name] + 1024 if guesses[file.name] else FIRST), self._files.values()
+                lambda file: file.header(guesses[file.name] + 1024 if guesses[file.name] else FIRST),
+                self._files.values(),
             )
             remote = dict(zip(self._files, found, strict=True))
         extents = [remote[name] if name in remote else self._local[name].extents for name in names]
@@ -173,7 +175,9 @@ class RemoteFiles:
         if here := self._local.get(shard):
             return here.read(name, rows)
         extent = self._extents[name]
-        return read_extent(extent.spec, rows, lambda begin, view: self._fill(name, self._files[shard], extent, begin, view))
+        return read_extent(
+            extent.spec, rows, lambda begin, view: self._fill(name, self._files[shard], extent, begin, view)
+        )
 
     def _fill(self, name: str, file: RemoteFile, extent: Extent, begin: int, view: memoryview) -> None:
         end = begin + len(view)

@@ -14,6 +14,7 @@ from plait.checkpoint.remote import RemoteFiles
 from plait.errors import ModelError
 from plait.types import ModelRef
 
+
 @dataclass(frozen=True)
 class Opened:
     """A model reference, its folder (None for a file), its pinned revision (None for local models), its tensors.
@@ -138,7 +139,13 @@ def _adapted(ref: ModelRef, base: Opened, cache: Path | None, relative_to: Path 
     repo = None if local else hub.download(named, cache)
     adapter = open_adapter(repo.folder if repo else Path(str(local)))
     checkpoint = Adapted(base.checkpoint, adapter, dtype)
-    return replace(base, ref=ref, checkpoint=checkpoint, files=(*base.files, *adapter.files), adapter_revision=repo.revision if repo else None)
+    return replace(
+        base,
+        ref=ref,
+        checkpoint=checkpoint,
+        files=(*base.files, *adapter.files),
+        adapter_revision=repo.revision if repo else None,
+    )
 
 
 def _weights(files: list[Path], config: dict[str, Any]) -> Checkpoint:

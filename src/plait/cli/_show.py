@@ -74,9 +74,16 @@ def progress(total: int, what: str, quiet: bool = False) -> Iterator[Callable[[i
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    with bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
+    task = bar.add_task(what, total=total)
+
+    def tell(done: int) -> None:
+        bar.start()  # at the first word, so that nothing stands in the way of what comes before the work
+        bar.advance(task, done)
+
+    try:
+        yield tell
+    finally:
+        bar.stop()
 
 
 def _lines(total: int, what: str) -> Callable[[int], None]:

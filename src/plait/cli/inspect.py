@@ -21,7 +21,7 @@ def command(model: str, cache: str | None, as_json: bool) -> None:
     from plait.strands import Model
     from plait.types import ModelRef
 
-    opened = open_model(ModelRef.parse(model), cache=Path(cache) if cache else None)
+    opened = open_model(ModelRef.parse(model), cache=Path(cache) if cache else None, fetch=False)
     facts = model_json(Model(opened, infer(opened.checkpoint.specs, opened.checkpoint.config)))
     if as_json:
         _show.emit_json(facts)

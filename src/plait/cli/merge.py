@@ -51,6 +51,7 @@ def idle(function: Any) -> Any:
 @click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
 @click.option("--allow-nonfinite", is_flag=True, help="Write NaN and infinity too.")
 @click.option("--hash-inputs", is_flag=True, help="Record the SHA-256 of every input file (reads them once more).")
+@click.option("--stream", is_flag=True, help="Read models on the Hub from there, in parts; no copy in the cache.")
 @click.option("-j", "--num-threads", type=click.IntRange(1), default=None, help="Threads.  [default: one a core]")
 @click.option("-v", "--verbose", count=True, help="Say more.")
 @click.option("--quiet/--no-quiet", help="Say nothing but errors.")
@@ -85,6 +86,7 @@ def command(recipe: str, out: str, **options: Any) -> None:
             f"shard{'s' * (len(plan.shards) > 1)}, holds {_show.size(memory(plan, threads))} besides PyTorch",
             err=True,
         )
+    _fetching(plan, options["stream"], quiet)
     with _show.progress(plan.nbytes, "merging", quiet) as tell:
         saved = Merge(plan).save(
             out,
@@ -95,6 +97,7 @@ def command(recipe: str, out: str, **options: Any) -> None:
             hash_inputs=options["hash_inputs"],
             allow_nonfinite=options["allow_nonfinite"],
             progress=tell,
+            stream=options["stream"],
         )
     if options["as_json"]:
         _show.emit_json(
@@ -113,3 +116,17 @@ def command(recipe: str, out: str, **options: Any) -> None:
             f"in {_show.seconds(saved.seconds)} ({_show.size(speed)}/s read and written)"
         )
         click.echo(f"next: AutoModelForCausalLM.from_pretrained({str(saved.out)!r}); the card is {saved.out}/README.md")
+
+
+def _fetching(plan: Any, stream: bool, quiet: bool) -> None:
+    """Say what will come from the Hub; huggingface_hub shows how far it is."""
+    from plait.checkpoint.hub import silence
+    from plait.output.inputs import to_fetch
+
+    files = to_fetch(plan)
+    if files and quiet:
+        silence()
+    elif files and stream:
+        click.echo(f"reads parts of {len(files)} files on the Hub", err=True)
+    elif files:
+        click.echo(f"fetches {len(files)} files from the Hub, {_show.size(sum(files.values()))}", err=True)

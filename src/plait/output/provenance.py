@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from plait.checkpoint.source import Opened, local_path
+from plait.errors import ModelError
 from plait.methods import registry
 from plait.output.depths import stacking, values
+from plait.output.inputs import on_the_hub
 from plait.output.parents import stated
 from plait.plan import Plan
 from plait.types import DTYPES
@@ -69,21 +71,30 @@ def _model(plan: Plan, index: int, hash_inputs: bool) -> Mapping[str, Any]:
         "roles": (["merged"] if merged else []) + roles,
         "stated": stated(opened.folder),
         "fingerprint": _together(opened),
-        "files": [
-            {
-                "name": path.name,
-                "bytes": path.stat().st_size,
-                "fingerprint": fingerprint(path),
-                **({"sha256": _sha256(path)} if hash_inputs else {}),
-            }
-            for path in opened.files
-        ],
+        "files": [*(_file(opened, path, hash_inputs) for path in opened.files), *on_the_hub(opened)],
     }
+
+
+def _file(opened: Opened, path: Path, hash_inputs: bool) -> dict[str, Any]:
+    listed = opened.repo.files.get(path.name) if opened.repo and path.parent == opened.folder else None
+    facts: dict[str, Any] = {"name": path.name, "bytes": path.stat().st_size, "fingerprint": fingerprint(path)}
+    facts |= {"hub_sha256": listed.sha256} if listed and listed.sha256 else {}
+    if hash_inputs:
+        facts["sha256"] = _sha256(path)
+        if facts.get("hub_sha256", facts["sha256"]) != facts["sha256"]:
+            raise ModelError(
+                f"{path.name} of {opened.ref} in the cache is not the file that the Hub has",
+                wanted=f"SHA-256 {facts['hub_sha256']}",
+                found=str(facts["sha256"]),
+                do=f"remove {path.resolve()} and run the merge again: it is downloaded anew",
+            )
+    return facts
 
 
 def _together(opened: Opened) -> str:
     """One short fingerprint of all weight files."""
-    return hashlib.sha256("".join(map(fingerprint, opened.files)).encode()).hexdigest()[:12]
+    streamed = [str(file["hub_sha256"]) for file in on_the_hub(opened)]
+    return hashlib.sha256("".join([*map(fingerprint, opened.files), *streamed]).encode()).hexdigest()[:12]
 
 
 def fingerprint(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from plait.errors import OutputError
 from plait.layout import index_json
 from plait.output.card import card, title
+from plait.output.inputs import fetch
 from plait.output.provenance import provenance
 from plait.output.sidefiles import clear, side_files
 from plait.plan import Plan
@@ -41,10 +42,15 @@ def save(
     hash_inputs: bool = False,
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
+    stream: bool = False,
 ) -> Saved:
-    """Run the plan into the directory `out`; raises before any work where it can, and leaves no half-written model behind."""
+    """Run the plan into the directory `out`; raises before any work where it can, and leaves no half-written model behind.
+
+    Models on the Hub are brought into the cache first; with `stream` their weights are read from the Hub in parts.
+    """
     begun = time.monotonic()
     check_output(out, plan.nbytes, _inputs(plan), force)
+    plan = fetch(plan, weights=not stream)
     beside = side_files(plan, copy_tokenizer)
     facts = provenance(plan, hash_inputs, beside.chat_template)
     text = card(facts, title(out)) if write_card else None
@@ -75,7 +81,7 @@ def _inputs(plan: Plan) -> Iterator[Path]:
     """Every folder and file that the models are read from."""
     for model in plan.models:
         yield from model.opened.files
-        if folder := model.opened.folder:
+        if (folder := model.opened.folder) and folder.is_dir():
             yield folder
             yield from (path for path in folder.iterdir() if path.is_file())
 

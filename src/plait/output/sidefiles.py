@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plait.checkpoint.directory import read_json
+from plait.checkpoint.source import Opened
 from plait.errors import ModelError, PlanError
 from plait.output.templates import NAMED
 from plait.plan import Plan
@@ -89,12 +90,12 @@ def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
     notes = []
     copied: dict[str, Path] = {}
     if copy_tokenizer:
-        copied |= _found(tokenizer.opened.folder, TOKENIZER)
+        copied |= _found(tokenizer.opened, TOKENIZER)
         if not copied:
             notes.append(f"{tokenizer.ref} has no tokenizer files")
         if template is None:
-            copied |= _found(tokenizer.opened.folder, TEMPLATES, f"{NAMED_TEMPLATES}/*.jinja")
-    copied |= _found(plan.models[plan.donor].opened.folder, OTHERS)
+            copied |= _found(tokenizer.opened, TEMPLATES, f"{NAMED_TEMPLATES}/*.jinja")
+    copied |= _found(plan.models[plan.donor].opened, OTHERS)
     if template is not None and "tokenizer_config.json" in copied:
         settings = read_json(copied["tokenizer_config.json"])
         if settings.pop("chat_template", None) is not None:  # a second template, which some loaders prefer
@@ -105,11 +106,12 @@ def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
     return SideFiles(copied, texts, tuple(notes))
 
 
-def _found(folder: Path | None, names: Sequence[str], pattern: str = "") -> dict[str, Path]:
-    """The files of these names, and of the pattern, that a folder has."""
+def _found(opened: Opened, names: Sequence[str], pattern: str = "") -> dict[str, Path]:
+    """The files of these names, and of the pattern, that a model's folder has or will have."""
+    folder = opened.folder
     if folder is None:
         return {}
-    listed = {name: folder / name for name in names if (folder / name).is_file()}
+    listed = {name: folder / name for name in names if opened.has(name)}
     return listed | {str(p.relative_to(folder)): p for p in (sorted(folder.glob(pattern)) if pattern else ())}
 
 
