@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import make
 import plait
@@ -219,6 +220,8 @@ def test_adapters_of_one_base(tmp_path: Path) -> None:
     base = make.write(tmp_path / "base", made)
     one, two = (lora(tmp_path / name, made, rank, rank) for name, rank in (("one", 2), ("two", 3)))
     merge = plait.merge(make.recipe("task_arithmetic", f"{base}+{one}", f"{base}+{two}", base=base))
+    held = [load_file(folder / "adapter_model.safetensors") for folder in (one, two)]
+    assert merge.plan.read_nbytes == sum(x.nbytes for part in (made, made, made, *held) for x in part.values())
     name = "model.layers.1.self_attn.q_proj.weight"
     exact = made[name].double()
     for folder in (one, two):

@@ -47,6 +47,12 @@ def home(checkpoint: Checkpoint, name: str) -> str:
     return known.get(name, checkpoint.specs[name].dtype)
 
 
+def stored_nbytes(checkpoint: Checkpoint, name: str) -> int:
+    """Bytes that are read for a tensor: its own, unless a view that makes it of others has them in a mapping `stored`."""
+    known: Mapping[str, int] = getattr(checkpoint, "stored", {})
+    return known.get(name, checkpoint.specs[name].nbytes)
+
+
 def cut(tensor: torch.Tensor, rows: Rows | None) -> torch.Tensor:
     """A tensor that is in memory, or `rows` of it, as `Checkpoint.read` returns them: a copy."""
     import torch

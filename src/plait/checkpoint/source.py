@@ -10,6 +10,7 @@ from typing import Any
 
 from plait.checkpoint import Checkpoint, hub
 from plait.checkpoint.directory import SafetensorsFiles, check_index, read_json, weight_files
+from plait.checkpoint.quantised import dequantised
 from plait.checkpoint.remote import RemoteFiles
 from plait.errors import ModelError
 from plait.types import ModelRef
@@ -82,20 +83,13 @@ def open_model(
         )
     if ref.architecture:
         config = {**config, "architectures": [ref.architecture]}
-    if "quantization_config" in config:
-        kind = config["quantization_config"]
-        raise ModelError(
-            f"{ref} is quantised",
-            wanted="weights in float32, float16 or bfloat16",
-            found=str(kind.get("quant_method") if isinstance(kind, dict) else kind),
-            do="use the model that it was quantised from",
-        )
     files = weight_files(folder, repo.files if repo and repo.files else None)
     checkpoint = _remote(repo, files, config) or _weights(files, config)
     check_index(folder, files, checkpoint.specs)
     remote = checkpoint if isinstance(checkpoint, RemoteFiles) else None
     here = remote.local if remote else files
-    return Opened(ref, folder, repo.revision if repo else None, checkpoint, tuple(here), repo=repo, remote=remote)
+    weights = dequantised(checkpoint, ref)
+    return Opened(ref, folder, repo.revision if repo else None, weights, tuple(here), repo=repo, remote=remote)
 
 
 def fetched(opened: Opened, tensors: Iterable[str] | None, side_files: bool) -> Opened:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plait.checkpoint import stored_nbytes
 from plait.errors import PlanError, Where, nearest
 from plait.layout import SHARD_SIZE, Shard
 from plait.method import Method
@@ -92,7 +93,8 @@ class Plan:
     @property
     def read_nbytes(self) -> int:
         """Bytes of all inputs that the steps read, each once."""
-        return sum(self.spec_of(source).nbytes for step in self.steps for source in step.sources())
+        models = [model.opened.checkpoint for model in self.models]
+        return sum(stored_nbytes(models[s.model], s.name) for step in self.steps for s in step.sources())
 
     def spec_of(self, source: Input) -> TensorSpec:
         return self.models[source.model].opened.checkpoint.specs[source.name]

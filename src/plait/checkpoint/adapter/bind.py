@@ -38,6 +38,12 @@ class Change:
     bias: tuple[str, float] | None = None  # the adapter's tensor, and its factor
     rows: tuple[str, tuple[int, ...]] | None = None
 
+    def added(self) -> Iterator[str]:
+        """The adapter's tensors that are read besides the whole one."""
+        factors = self.low.factors if self.low else None
+        names = (factors.a, factors.b, factors.magnitude) if factors else ()
+        yield from (name for name in (*names, self.bias and self.bias[0], self.rows and self.rows[0]) if name)
+
 
 def bind(
     adapter: Adapter, specs: Mapping[str, TensorSpec], config: Mapping[str, Any]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from plait.checkpoint import Checkpoint, Rows, home
+from plait.checkpoint import Checkpoint, Rows, home, stored_nbytes
 from plait.checkpoint.adapter.bind import Change, LowRank, bind
 from plait.checkpoint.adapter.files import Adapter
 from plait.checkpoint.dtypes import torch_dtype
@@ -42,6 +42,11 @@ class Adapted:
             specs[name] = TensorSpec(dtype or wide, source.shape)
             self.home[name] = dtype or home(base, str(change.source))
         self.specs: Mapping[str, TensorSpec] = specs
+        held = adapter.checkpoint.specs
+        self.stored = {name: stored_nbytes(base, name) for name in base.specs}
+        for name, change in self._changes.items():
+            first = held[change.replaced].nbytes if change.replaced else stored_nbytes(base, str(change.source))
+            self.stored[name] = first + sum(held[part].nbytes for part in change.added())
         self._held = threading.local()  # one tensor's factors, for each thread
 
     def _plain(self, spec: TensorSpec) -> TensorSpec:
