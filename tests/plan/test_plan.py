@@ -390,7 +390,7 @@ def test_row_2_fp8(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="F8_E4M3 cannot be merged"):
         planned(make.recipe("linear", folder, dtype="bfloat16"))
     make.write(folder, made, settings=make.config(made) | {"quantization_config": {"quant_method": "fp8"}})
-    with pytest.raises(PlaitError, match="quantised with fp8, cannot be read: .*q_proj.weight"):
+    with pytest.raises(PlaitError, match=r"quantised with fp8, cannot be read: .*q_proj.weight"):
         planned(make.recipe("linear", folder))
 
 
