@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zlib
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,8 @@ def other(pen: Path, tmp_path: Path) -> Callable[..., Path]:
     def make(name: str, folder: str, rename: Rename = str, seed: int = 1, **config: Any) -> Path:
         source, out = save(name, pen), tmp_path / folder
         shutil.copytree(source, out)
-        generator = torch.Generator().manual_seed(seed)
         made = {
-            new: x + 0.01 * torch.randn(x.shape, generator=generator) if x.is_floating_point() else x
+            new: x + 0.01 * noise(x.shape, seed, old) if x.is_floating_point() else x
             for old, x in load_file(source / "model.safetensors").items()
             if (new := rename(old)) is not None
         }
@@ -39,6 +40,11 @@ def other(pen: Path, tmp_path: Path) -> Callable[..., Path]:
         return out
 
     return make
+
+
+def noise(shape: torch.Size, seed: int, name: str) -> torch.Tensor:
+    """Numbers that depend on the seed and the name alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode())))
 
 
 def sub(*pairs: tuple[str, str]) -> Rename:

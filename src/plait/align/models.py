@@ -156,7 +156,7 @@ def _optional(name: str, having: Architecture, lacking: Architecture, heads: boo
     if _PREDICTION.search(name) or _extra_layer(name, having):
         return "layer for multi-token prediction"
     tied = name in lacking.tied or name in having.tied
-    if heads and not tied and not names.numbered(name) and having.kind(name) == "head":
+    if heads and not tied and not names.numbered(name) and names.is_head(name):
         return f"head {name}"
     return None
 

@@ -115,6 +115,11 @@ def is_buffer(name: str, ndim: int, floating: bool) -> bool:
     return bool(_BUFFER.search(name)) or (bool(_MASK.search(name)) and (ndim > 2 or not floating))
 
 
+def is_head(name: str) -> bool:
+    """Whether a loose tensor is part of what a task puts on top of the model: a head, a classifier, a pooler."""
+    return bool(HEAD.search(name) or _CLASSIFIER.search(name))
+
+
 _SYNONYMS = {
     **dict.fromkeys(("visual", "image", "vit", "img"), "vision"),
     **dict.fromkeys(("speech", "sound"), "audio"),
@@ -147,6 +152,6 @@ def words(text: str) -> frozenset[str]:
 
 def after_layers(name: str) -> bool:
     """Whether a loose tensor comes after the layers: final norms, heads, poolers; else before, as embeddings do."""
-    if HEAD.search(name) or _CLASSIFIER.search(name) or name.endswith("embedding_norm.weight"):  # LFM2's final norm
+    if is_head(name) or name.endswith("embedding_norm.weight"):  # LFM2's final norm
         return True
     return bool(AFTER.search(name)) and not BEFORE.search(name)

@@ -43,7 +43,7 @@ class Findings:
                     f"{self.models[model].ref} lacks {len(names)} tensors that {self.models[other].ref} has",
                     wanted="the same tensors in each model",
                     found="no " + some(names),
-                    do="merge models of one architecture, or leave out the model that differs",
+                    do="leave out the model that differs, or pass --allow-crimes to merge what fits and keep the base's rest",
                 )
             )
         for (vocabulary, shapes), names in self._shapes.items():

@@ -146,7 +146,8 @@ class Builder:
         anchor = band.strands[band.base] if band.base is not None and self.method.base != "ignored" else None
         if anchor is not None and not any(s is anchor for s in strands):
             return False
-        return sum(s is not anchor for s in strands) >= max(1, self.method.inputs[0])
+        # a single model is not a merge: linear without normalize would scale it
+        return len(strands) > 1 and sum(s is not anchor for s in strands) >= self.method.inputs[0]
 
     def _taken(self, name: str, own: list[tuple[Strand, str]]) -> list[_Taken]:
         """The tensors that take part. Ties are followed, buffers may be absent; anything else that is missing is a problem."""
@@ -155,8 +156,14 @@ class Builder:
         if len(has) == len(own) or any(each.name in self.models[each.model].arch.buffers for each in has):
             return has
         embeddings = [self.models[s.model].arch.tied.get(n) for s, n in own]
-        if all(embeddings):
+        if all(embeddings) or self._base_ties(name):
             self.tied.update((each.model, each.name) for each in has)
+            for ref in (
+                self.models[each.model].ref for each in has if each.name not in self.models[each.model].arch.tied
+            ):
+                self.findings.note(
+                    f"{name} of {ref} is left out: in {self.recipe.base}, the base, the embedding stands for it"
+                )
             return []
         taken, whole = [], True
         for (strand, n), specs, embedding in zip(own, tensors, embeddings, strict=True):
@@ -173,6 +180,11 @@ class Builder:
                 self.findings.missing(strand.model, n, has[0].model)
                 whole = False
         return taken if whole else []
+
+    def _base_ties(self, name: str) -> bool:
+        """Whether the recipe's base has the embedding for this tensor: then the output has."""
+        base = next((model for model in self.models if model.ref == self.recipe.base), None)
+        return base is not None and name in base.arch.tied and name not in base.opened.checkpoint.specs
 
     def _shaped(self, name: str, taken: list[_Taken]) -> tuple[tuple[int, ...], int | None] | None:
         """(shape of the output, rows to read or None for all): that of all inputs, or the shortest vocabulary if allowed."""
