@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from plait import fit
-from plait.demo.score import HERE, SKILLS, Score, load, one_thread, score, write
+from plait.demo.score import HERE, SKILLS, Score, score, write
 from plait.demo.show import show
 from plait.demo.story import Row, Story, play, unpack
 from plait.demo.table import learnt, plain
 from plait.errors import OutputError, PlaitError
+from plait.evaluate.network import load, one_thread
 from plait.recipe import load as load_recipe
 
 pytest.importorskip("transformers")

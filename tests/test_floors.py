@@ -35,22 +35,36 @@ ROOMS = [
         "align",
         "plan",
     ),
-    *("compute", "run", "writer", "estimate", "report", "output", "front", "testing", "demo", "cli", "__init__"),
+    *(
+        "compute",
+        "run",
+        "writer",
+        "estimate",
+        "report",
+        "output",
+        "front",
+        "evaluate",
+        "testing",
+        "demo",
+        "cli",
+        "__init__",
+    ),
     "__main__",
 ]
 #: third-party packages at the top of a file
 TOP = {
-    "torch": {"testing", "demo"},
+    "torch": {"evaluate", "testing", "demo"},
     "plait.lazy": {"kernels", "ops", "checkpoint", "methods", "compute", "run", "writer", "estimate"},
     "safetensors": {"demo"},
     "yaml": {"recipe", "output", "demo"},
     "pydantic": {"recipe"},
     "pydantic_core": {"recipe"},
+    "numpy": {"evaluate"},
     "click": {"cli"},
 }
 #: and inside of a function, where they are used
 LAZY = {
-    "torch": {"front", "lazy", "checkpoint"},
+    "torch": {"front", "lazy", "checkpoint", "cli"},
     "huggingface_hub": {"checkpoint"},
     "jinja2": {"output"},
     "transformers": {"front", "demo"},

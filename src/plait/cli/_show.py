@@ -86,7 +86,7 @@ def progress(total: int, what: str, quiet: bool = False) -> Iterator[Callable[[i
         bar.stop()
 
 
-def _lines(total: int, what: str) -> Callable[[int], None]:
+def _lines(total: int, what: str, shown: Callable[[float], str] = size) -> Callable[[int], None]:
     """A line at each tenth, for logs; says nothing about work that ends within seconds."""
     import threading
     import time
@@ -101,7 +101,26 @@ def _lines(total: int, what: str) -> Callable[[int], None]:
             if tenth > state["told"] and passed > 5:
                 state["told"] = tenth
                 left = passed * (total - state["done"]) / max(state["done"], 1)
-                rate = size(state["done"] / passed)
-                click.echo(f"{what}: {size(state['done'])} of {size(total)}, {rate}/s, {seconds(left)} left", err=True)
+                rate = shown(state["done"] / passed)
+                click.echo(
+                    f"{what}: {shown(state['done'])} of {shown(total)}, {rate}/s, {seconds(left)} left", err=True
+                )
 
     return tell
+
+
+@contextmanager
+def counting(total: int, what: str, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Yields a function that is told finished items: a bar with time left on a terminal, a line at each tenth elsewhere."""
+    if quiet or not total:
+        yield lambda done: None
+    elif not sys.stderr.isatty():
+        yield _lines(total, what, lambda count: f"{count:.0f}")
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.advance(task, done)

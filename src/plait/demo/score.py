@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from plait.errors import ModelError, PlaitError
+from plait.evaluate.network import alike, load, one_thread
+from plait.evaluate.network import write as network_write
 
 HERE = Path(__file__).parent
 MOST_TOKENS = 12  # an answer is at most 6 letters and 5 spaces, 7 tokens with the end of the text
@@ -98,45 +95,10 @@ def score(
         return {skill.name: _score(network, tokenizer, skill, skill.items(count), tick) for skill in skills}
 
 
-def require_transformers() -> None:
-    """Raise PlaitError if transformers is not installed; cheap, for it is not imported."""
-    if find_spec("transformers") is None:
-        raise PlaitError("running a model needs transformers, which is not installed", do='pip install "plait[run]"')
-
-
-def load(model: Path | str) -> tuple[Any, Any]:
-    """The model in float32, ready to run, and its tokenizer."""
-    require_transformers()
-    transformers: Any = import_module("transformers")
-    logging = transformers.utils.logging
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True)
-        network = transformers.AutoModelForCausalLM.from_pretrained(model, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"transformers cannot load {model}", found=str(error), do="give a model directory") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    return network.float().eval(), tokenizer
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread: a small model is faster so, and its results do not depend on the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _score(network: Any, tokenizer: Any, skill: Skill, items: list[Item], tick: Tick) -> Score:
     prompts = [tokenizer(item.prompt).input_ids for item in items]
     right = 0
-    for batch in _batches(prompts):
+    for batch in alike(prompts, BATCH):
         ids = torch.tensor([prompts[i] for i in batch])
         answers = choose(network, tokenizer, ids, skill.choices) if skill.choices else write(network, tokenizer, ids)
         right += sum(answer == items[i].answer for i, answer in zip(batch, answers, strict=True))
@@ -144,29 +106,9 @@ def _score(network: Any, tokenizer: Any, skill: Skill, items: list[Item], tick: 
     return Score(right, len(items))
 
 
-def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of prompts of one length, at most `BATCH` together, short prompts first."""
-    alike: dict[int, list[int]] = defaultdict(list)
-    for i, prompt in enumerate(prompts):
-        alike[len(prompt)].append(i)
-    for _, group in sorted(alike.items()):
-        yield from (group[i : i + BATCH] for i in range(0, len(group), BATCH))
-
-
 def write(network: Any, tokenizer: Any, ids: torch.Tensor) -> list[str]:
     """What the model writes after each prompt, greedily, up to the end of the line; ids: int64 [prompts, tokens]."""
-    end = tokenizer.eos_token_id
-    whole = network.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=MOST_TOKENS,
-        eos_token_id=end,
-        pad_token_id=end,
-    )
-    rows = whole[:, ids.shape[1] :].tolist()
-    texts = [tokenizer.decode(row[: row.index(end)] if end in row else row) for row in rows]
-    return [text.split("\n")[0].strip() for text in texts]
+    return network_write(network, tokenizer, ids.tolist(), MOST_TOKENS)
 
 
 def choose(network: Any, tokenizer: Any, ids: torch.Tensor, choices: Sequence[str]) -> list[str]:

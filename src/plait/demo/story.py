@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import plait
-from plait.demo.score import HERE, SKILLS, Score, Tick, require_transformers, score, silent
+from plait.demo.score import HERE, SKILLS, Score, Tick, score, silent
 from plait.errors import OutputError
+from plait.evaluate.network import require_transformers
 
 ABOUT = {"base": "their common parent, which knows a little of all three skills"} | {
     skill.name: f"base, trained further on one skill: {skill.about}" for skill in SKILLS

@@ -1,0 +1,182 @@
+"""What is scored: a model's folder or Hub id, or a recipe, whose merge need not be written."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from plait.checkpoint.source import Opened, open_model
+from plait.evaluate.cache import digest, file_digest
+from plait.evaluate.records import Subject
+from plait.front import Merge, prepare
+from plait.output.sidefiles import side_files
+from plait.plan import Plan, Step
+from plait.types import ModelRef
+
+#: files of a model's folder that change nothing when it is run
+BESIDE = ("README.md", "LICENSE", "plait_", ".")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where and how models are run."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@dataclass
+class Written:
+    """A model directory."""
+
+    name: str
+    opened: Opened
+    machine: Machine
+    _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def path(self) -> Path:
+        assert self.opened.folder
+        return self.opened.folder
+
+    @cached_property
+    def fingerprint(self) -> str:
+        files = sorted(p for p in self.path.iterdir() if p.is_file() and not p.name.startswith(BESIDE))
+        return digest("model 1", [(p.name, file_digest(p)) for p in files], _environment(self.machine))
+
+    def loaded(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            from plait.evaluate.network import load
+
+            network, tokenizer = load(self.path)
+            self._loaded = placed(network, self.machine), tokenizer
+        return self._loaded
+
+    def folder(self) -> Path:
+        return self.path
+
+    def close(self) -> None:
+        self._loaded = None
+
+
+@dataclass
+class Unwritten:
+    """A merge that is in no folder; its weights are computed when they are needed."""
+
+    name: str
+    plan: Plan
+    machine: Machine
+    path: None = None
+    _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False)
+    _written: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        plan, beside = self.plan, side_files(self.plan)
+        return digest(
+            "merge 1",
+            version("plait"),
+            [_step(step) for step in plan.steps],
+            [file_digest(path) for path in _code(plan)],
+            [(str(m.ref), m.opened.revision, [file_digest(p) for p in m.opened.files]) for m in plan.models],
+            [(name, file_digest(path)) for name, path in sorted(beside.copied.items())],
+            sorted(beside.texts.items()),
+            (plan.config, plan.seed, str(plan.options)),
+            _environment(self.machine),
+        )
+
+    def loaded(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            from plait.evaluate.network import tokenizer, transformers
+
+            with tempfile.TemporaryDirectory() as folder, transformers() as library:
+                side_files(self.plan).write(Path(folder))
+                Path(folder, "config.json").write_text(json.dumps(self.plan.config), "utf-8")
+                network = Merge(self.plan).to_transformers().float().eval()
+                if Path(folder, "generation_config.json").is_file():
+                    network.generation_config = library.GenerationConfig.from_pretrained(folder)
+                self._loaded = placed(network, self.machine), tokenizer(folder)
+        return self._loaded
+
+    def folder(self) -> Path:
+        if self._written is None:
+            self._written = tempfile.TemporaryDirectory(prefix="plait-")
+            Merge(self.plan).save(Path(self._written.name) / self.name)
+        return Path(self._written.name) / self.name
+
+    def close(self) -> None:
+        self._loaded = None
+        if self._written is not None:
+            self._written.cleanup()
+            self._written = None
+
+
+def placed(network: Any, machine: Machine) -> Any:
+    """The network on the machine's device, in its dtype."""
+    import torch
+
+    return network.to(device=machine.device, dtype=getattr(torch, machine.dtype))
+
+
+def subjects(
+    given: Sequence[str],
+    machine: Machine = Machine(),
+    cache: Path | None = None,
+    plan: Callable[[str], Plan] = prepare,
+) -> list[Subject]:
+    """Each of `given`, a folder, a Hub id or a recipe (.yml, .yaml), opened; headers only. Raises `PlaitError`."""
+    short = [_short(text) for text in given]
+    names = [name if Counter(short)[name] == 1 else text for name, text in zip(short, given, strict=True)]
+    return [_subject(text, name, machine, cache, plan) for text, name in zip(given, names, strict=True)]
+
+
+def _subject(
+    text: str, name: str, machine: Machine, cache: Path | None, plan: Callable[[str], Plan]
+) -> Written | Unwritten:
+    if _is_recipe(text):
+        return Unwritten(name, plan(text), machine)
+    ref = ModelRef.parse(text)
+    opened = open_model(ref, cache=cache)
+    if opened.folder is None or ref.adapter or "quantization_config" in opened.config:
+        alone = {"merge_method": "passthrough", "models": [{"model": text}]}
+        return Unwritten(name, prepare(alone, cache=cache), machine)
+    return Written(name, opened, machine)
+
+
+def _is_recipe(text: str) -> bool:
+    return Path(text).suffix in (".yml", ".yaml") and Path(text).is_file()
+
+
+def _short(text: str) -> str:
+    return Path(text).stem if _is_recipe(text) else text.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _step(step: Step) -> list[Any]:
+    """All that decides the step's bytes; where in a recipe a value stands does not."""
+    fields = (f.name for f in dataclasses.fields(step) if f.name not in ("settings", "method", "note"))
+    return [step.method and step.method.name, *(repr(getattr(step, name)) for name in fields)]
+
+
+def _code(plan: Plan) -> list[Path]:
+    """The files that the methods are in."""
+    functions = {step.method.name: step.method.function for step in plan.steps if step.method}
+    return [Path(inspect.getfile(function)) for _, function in sorted(functions.items())]
+
+
+def _environment(machine: Machine) -> list[str]:
+    found = [machine.device.split(":")[0], machine.dtype]
+    for package in ("torch", "transformers", "tokenizers"):
+        try:
+            found.append(version(package))
+        except PackageNotFoundError:  # a command may score models without them
+            found.append("none")
+    return found

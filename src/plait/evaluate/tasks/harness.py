@@ -1,0 +1,177 @@
+"""Tasks of EleutherAI's lm-eval, by name, or as YAML files of your own in --task-folder. Needs plait[eval].
+
+Prompts, few-shot examples, filters and metrics are lm-eval's; tasks without `num_fewshot` get no examples, as there. Items are
+handed over some at a time, so that work that was stopped goes on where it was. Metrics that are no mean over items (BLEU, F1 over
+a corpus, …) are left out. A folder of tasks may hold Python code, which is run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+from plait.errors import nearest
+from plait.evaluate.cache import digest
+from plait.evaluate.reading import TaskError
+from plait.evaluate.records import Measure, Sample, Settings, Subject, Task
+
+OPTION = "--tasks"
+METAVAR = "T,T…"
+HELP = "Tasks of lm-eval by name. Needs plait[eval]."
+CHUNK = 100  # items handed over at once
+FEWSHOT_SEED = 1234  # lm-eval's own default
+#: aggregation of lm-eval -> ("mean" or "exp", factor on the logarithms that it aggregates)
+MEANS = {
+    "mean": ("mean", 1.0),
+    "nanmean": ("mean", 1.0),
+    "perplexity": ("exp", -1.0),
+    "weighted_perplexity": ("exp", -1.0),
+    "bits_per_byte": ("mean", -1 / math.log(2)),
+}
+
+
+@dataclass(frozen=True)
+class Harness:
+    name: str
+    task: Any  # lm_eval.api.task.Task
+    settings: Settings
+
+    @cached_property
+    def keys(self) -> Sequence[str]:
+        count = len(self.task.eval_docs)
+        return [str(i) for i in range(min(count, self.settings.limit or count))]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        config = json.dumps(self.task.dump_config(), sort_keys=True, default=str)
+        docs = [json.dumps(dict(doc), sort_keys=True, default=str) for doc in self.task.eval_docs]
+        return digest("lm-eval 1", version("lm_eval"), config, docs, self.settings.chat)
+
+    def measure(self, subject: Subject, keys: Sequence[str]) -> Iterator[Sample]:
+        evaluate: Any = import_module("lm_eval.evaluator").evaluate
+        with _quiet():
+            network, tokenizer = subject.loaded()
+            model = _quiet_model()(pretrained=network, tokenizer=tokenizer, batch_size=self.settings.batch)
+        for at in range(0, len(keys), CHUNK):
+            try:
+                with _quiet():
+                    found = evaluate(
+                        model,
+                        {"tasks": {self.name: self.task}, "groups": {}, "group_map": {}},
+                        samples={self.name: [int(key) for key in keys[at : at + CHUNK]]},
+                        bootstrap_iters=0,
+                        apply_chat_template=self.settings.chat,
+                    )
+            except ValueError as error:
+                raise TaskError(f"lm-eval cannot run {self.name} on {subject.name}", found=str(error)) from error
+            by_item: dict[str, list[Mapping[str, Any]]] = {}
+            for sample in found["samples"][self.name]:
+                by_item.setdefault(str(sample["doc_id"]), []).append(sample)
+            for key, samples in by_item.items():
+                yield self._sample(key, samples)
+
+    def _sample(self, key: str, samples: Sequence[Mapping[str, Any]]) -> Sample:
+        """One item, which lm-eval gives once for each of the task's filters."""
+        better, aggregation = self.task.higher_is_better(), self.task.aggregation()
+        measures = {}
+        for sample in samples:
+            for metric in sample["metrics"]:
+                mean, factor = MEANS.get(getattr(aggregation.get(metric), "__name__", ""), (None, 1.0))
+                value = sample[metric]
+                total, weight = value if isinstance(value, tuple | list) and len(value) == 2 else (value, 1.0)
+                if mean and isinstance(total, int | float) and math.isfinite(total):
+                    title = metric if len(samples) == 1 else f"{metric} ({sample['filter']})"
+                    number = factor * float(total) / float(weight or 1)
+                    measures[title] = Measure(number, float(weight), better.get(metric) is not False, mean)
+        first = samples[0]
+        return Sample(key, measures, str(first["arguments"][0][0])[-200:], str(first["target"])[:200], _said(first))
+
+
+def _said(sample: Mapping[str, Any]) -> str:
+    """What the model answered: its text, or the choice that it found most probable."""
+    answers = sample["filtered_resps"]
+    if len(answers) > 1 and all(isinstance(a, tuple | list) for a in answers):
+        best = max(range(len(answers)), key=lambda i: answers[i][0])
+        return str(sample["arguments"][best][-1]).strip()[:200]
+    return answers[0][:200] if isinstance(answers[0], str) else ""
+
+
+def tasks(value: str, settings: Settings) -> list[Task]:
+    """The tasks and groups named in `value`, loaded with their items; raises `TaskError`."""
+    if find_spec("lm_eval") is None:
+        raise TaskError("lm-eval is not installed", wanted="lm_eval", do='pip install "plait[eval]"')
+    manager: Any = import_module("lm_eval.tasks").TaskManager
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    folders = [str(folder) for folder in settings.task_folders]
+    for folder in settings.task_folders:
+        if not folder.is_dir():
+            raise TaskError(f"there is no folder {folder}", wanted="a folder of task YAML files", found="none")
+    with _quiet():
+        known = manager(include_path=folders, include_defaults=False)
+        if any(name not in known.all_tasks for name in names):  # lm-eval's own take ten seconds to list
+            known = manager(include_path=folders or None)
+        for name in names:
+            if name not in known.all_tasks:
+                guess = nearest(name, known.all_tasks)
+                raise TaskError(
+                    f"lm-eval has no task {name!r}",
+                    wanted="a task, group or tag of lm-eval, or of --task-folder",
+                    found=name,
+                    do=f"did you mean {guess}?" if guess else None,
+                )
+        try:
+            loaded = known.load(names)["tasks"]
+            found = [Harness(name, _ready(task), settings) for name, task in loaded.items()]
+            for task in found:
+                _ = task.keys
+        except Exception as error:  # a task is code and data of somebody's: whatever it raises, the user must see
+            said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            do = "its data may have to be downloaded first, with a network"
+            raise TaskError(f"lm-eval cannot load {value}", found=said, do=do) from error
+    return list(found)
+
+
+def _ready(task: Any) -> Any:
+    """The task with the settings that lm-eval's own command line gives it."""
+    if task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return task
+
+
+def _quiet_model() -> Any:
+    """lm-eval's class of transformers models, without its progress bars."""
+    base: Any = import_module("lm_eval.models.huggingface").HFLM
+
+    class Quiet(base):  # type: ignore[misc]
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().generate_until(requests, disable_tqdm=True)
+
+    return Quiet
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval tells its progress as warnings."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
