@@ -107,8 +107,10 @@ def _said(sample: Mapping[str, Any]) -> str:
 
 def tasks(value: str, settings: Settings) -> list[Task]:
     """The tasks and groups named in `value`, loaded with their items; raises `TaskError`."""
-    if find_spec("lm_eval") is None:
-        raise TaskError("lm-eval is not installed", wanted="lm_eval", do='pip install "plait[eval]"')
+    if lacking := [package for package in ("lm_eval", "accelerate") if find_spec(package) is None]:
+        raise TaskError(
+            f"{' and '.join(lacking)} is not installed", wanted="lm-eval[hf]", do='pip install "plait[eval]"'
+        )
     manager: Any = import_module("lm_eval.tasks").TaskManager
     names = [name.strip() for name in value.split(",") if name.strip()]
     folders = [str(folder) for folder in settings.task_folders]
@@ -153,8 +155,8 @@ def _quiet_model() -> Any:
     base: Any = import_module("lm_eval.models.huggingface").HFLM
 
     class Quiet(base):  # type: ignore[misc]
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return super().loglikelihood(requests, disable_tqdm=True)
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **more: Any) -> Any:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **more)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)

@@ -61,12 +61,7 @@ class Perplexity:
         network, tokenizer = subject.loaded()
         window = window_of(network, self.settings.window, LONGEST)
         stride = self.settings.stride or max(1, window // 2)
-        if stride >= window:
-            raise TaskError(
-                f"a stride of {stride} tokens leaves no context",
-                wanted=f"less than the window of {window}",
-                found=str(stride),
-            )
+        _check(window, stride)
         text = text[: mine[-1][1]]
         found = surprise(network, tokenizer, text, window, stride)
         starts, stop = [start for start, _ in mine], mine[-1][1]
@@ -98,6 +93,8 @@ class Perplexity:
 def tasks(value: str, settings: Settings) -> list[Task]:
     """The text in the file `value` as a task; raises `TaskError`."""
     path = Path(value)
+    if settings.window and settings.stride:
+        _check(settings.window, settings.stride)
     many = path.suffix == ".jsonl"
     documents = [text_at(row, "text", where) for where, row in rows(path)] if many else [whole(path)]
     stretches = [
@@ -106,3 +103,12 @@ def tasks(value: str, settings: Settings) -> list[Task]:
         for start in range(0, len(text), STRETCH)
     ]
     return [Perplexity(path.stem, tuple(documents), tuple(stretches[: settings.limit]), settings)]
+
+
+def _check(window: int, stride: int) -> None:
+    if stride >= window:
+        raise TaskError(
+            f"a stride of {stride} tokens leaves no context",
+            wanted=f"less than the window of {window}",
+            found=str(stride),
+        )
