@@ -147,7 +147,7 @@ def _subject(
     ref = ModelRef.parse(text)
     opened = open_model(ref, cache=cache)
     if opened.folder is None or ref.adapter or "quantization_config" in opened.config:
-        alone = {"merge_method": "passthrough", "models": [{"model": text}]}
+        alone = f"merge_method: passthrough\nmodels:\n  - model: {json.dumps(text)}\n"
         return Unwritten(name, prepare(alone, cache=cache), machine)
     return Written(name, opened, machine)
 
