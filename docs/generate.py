@@ -1,4 +1,4 @@
-"""Write the pages that come from the code: docs/methods.md, docs/methods/*.md and docs/cli.md.
+"""Write the pages that come from the code: docs/methods.md, docs/methods/*.md, docs/bricks/*.md and docs/cli.md.
 
 python docs/generate.py            writes them
 python docs/generate.py --check    exits with 1 and names the pages that are not what it would write
@@ -14,15 +14,18 @@ from typing import Any
 import click
 import yaml
 
+from plait.brick import Brick
+from plait.bricks import bricks
 from plait.cli import cli
 from plait.cli._show import number
-from plait.method import Method, Parameter
+from plait.method import Declared, Method, Parameter
 from plait.methods import registry
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- written by docs/generate.py; change the code that it is made of instead -->"
 #: values of the minimal recipes: of a parameter, or of one method's
 EXAMPLES: dict[str, float] = {"weight": 0.5, "density": 0.5, "t": 0.5, "nearswap.t": 0.001, "select_topk": 0.1}
+EXAMPLES |= {"scale.factor": 0.7}
 MODELS = ("demo/models/add", "demo/models/rev", "demo/models/src")
 
 
@@ -32,6 +35,7 @@ def pages() -> dict[str, str]:
     return {
         "methods.md": _list(methods.values()),
         **{f"methods/{name}.md": _page(method) for name, method in methods.items()},
+        **{f"bricks/{name}.md": _brick(brick) for name, brick in bricks().items()},
         "cli.md": _cli(),
     }
 
@@ -39,7 +43,7 @@ def pages() -> dict[str, str]:
 def stale() -> list[str]:
     """The generated pages that are missing, out of date, or of a method that is no more."""
     wanted = pages()
-    old = [f"methods/{path.name}" for path in (DOCS / "methods").glob("*.md")]
+    old = [f"{folder}/{path.name}" for folder in ("methods", "bricks") for path in (DOCS / folder).glob("*.md")]
     wrong = [name for name, text in wanted.items() if not _holds(DOCS / name, text)]
     return wrong + [name for name in old if name not in wanted]
 
@@ -59,14 +63,17 @@ def _list(methods: Any) -> str:
         "To add one, see [From a paper to a method](extend.md).\n\n"
         "| method | what it does | models | base_model |\n|---|---|---|---|\n" + rows + "\n"
         "Models are counted without the base. Where the base is *ignored*, a `base_model` that is not listed under `models` "
-        "is merged in as one more model, as mergekit does; plait says so.\n"
+        "is merged in as one more model, as mergekit does; plait says so.\n\n"
+        "## Bricks\n\n"
+        "Steps before a method (`pre:`, on each model's difference to the base) and after it (`post:`, on the merged one). They "
+        "stand around any method; see [Recipes](recipes.md#before-and-after-a-method).\n\n"
+        "| brick | stands | what it does |\n|---|---|---|\n"
+        + "".join(f"| [{b.name}](bricks/{b.name}.md) | {b.at} | {b.summary} |\n" for b in bricks().values())
     )
 
 
 def _page(method: Method) -> str:
-    doc = re.sub(r"\n*^Reference:.*\Z", "", method.doc, flags=re.M | re.S).strip()
-    summary, _, rest = doc.partition("\n")
-    parts = [NOTE, f"# {method.name}", summary, rest.strip()]
+    parts = _head(method)
     parts.append(
         f"Models: {_models(method)}{'' if method.base == 'ignored' else ', besides the base'}. Base: {method.base}."
     )
@@ -74,7 +81,29 @@ def _page(method: Method) -> str:
     parts += ["## Parameters", _table(method.parameters) if method.parameters else "None."]
     if method.idle:
         parts.append(f"Accepted without effect: {', '.join(f'`{name}`' for name in method.idle)}.")
-    parts += ["## Reference", re.sub(r"(https?://\S+)", r"<\1>", method.reference)]
+    return _joined([*parts, *_foot(method)])
+
+
+def _brick(brick: Brick) -> str:
+    values = {p.name: EXAMPLES.get(f"{brick.name}.{p.name}") for p in brick.parameters if p.required}
+    example = {**recipe(registry()["task_arithmetic"]), brick.at: [{brick.name: values} if values else brick.name]}
+    place = "before a method" if brick.at == "pre" else "after a method"
+    parts = [*_head(brick), f"Stands {place}, under `{brick.at}:`; needs a base."]
+    parts += [f"```yaml\n{yaml.safe_dump(example, sort_keys=False)}```", "## Parameters", _table(brick.parameters)]
+    return _joined([*parts, *_foot(brick)])
+
+
+def _head(part: Declared) -> list[str]:
+    doc = re.sub(r"\n*^Reference:.*\Z", "", part.doc, flags=re.M | re.S).strip()
+    summary, _, rest = doc.partition("\n")
+    return [NOTE, f"# {part.name}", summary, rest.strip()]
+
+
+def _foot(part: Declared) -> list[str]:
+    return ["## Reference", re.sub(r"(https?://\S+)", r"<\1>", part.reference)]
+
+
+def _joined(parts: list[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

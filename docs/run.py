@@ -102,7 +102,7 @@ def _folder() -> Iterator[None]:
 
 
 def _recipe(text: str, wrong: bool) -> None:
-    parameters = yaml.safe_load(text)
+    *stages, parameters = yaml.safe_load_all(text)
     if "merge_method" not in parameters:
         fitting = (m for m in AROUND if parameters.keys() <= {p.name for p in registry()[m].parameters})
         method = next(fitting)
@@ -112,8 +112,8 @@ def _recipe(text: str, wrong: bool) -> None:
     if wrong:
         assert plait.check(text), "nothing is wrong with it"
         return
-    recipe = load(text)
-    if any(not Path(ref.path).exists() for ref in recipe.references()):
+    recipe = text if stages else load(text)
+    if not stages and any(not ref.recipe and not Path(ref.path).exists() for ref in recipe.references()):
         problems, warnings = fit.problems(recipe)
         assert (problems, warnings) == ([], []), [*problems, *warnings]
         return

@@ -60,7 +60,8 @@ def test_a_page_that_lies_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(AssertionError, match="the block on line"):
             RUN.rerun(broken)
     monkeypatch.setattr(GENERATE, "DOCS", tmp_path)
-    (tmp_path / "methods").mkdir()
+    for folder in ("methods", "bricks"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "methods" / "gone.md").write_text("of a method that is no more")
     assert set(GENERATE.stale()) == {*GENERATE.pages(), "methods/gone.md"}
     GENERATE.write()

@@ -38,6 +38,8 @@ class Task:
     double: bool = False  # compute in float64
     piece: int = PIECE
     sources: Sequence[str] = ()  # what to call the base, if there is one, and the models
+    depth: float = 0.0
+    survey: Callable[[], Any] = lambda: None  # what the method knows of the whole model
 
     def run(self, check: bool = True) -> Iterator[tuple[int, Tensor]]:
         """The merged tensor from its first row to its last: (row, piece in the result's dtype)."""
@@ -116,7 +118,7 @@ class Task:
         models = [get(m, base if self.is_delta else None) for m in self.models]
         if base is not None and not self.is_delta:
             models = [base, *models]
-        return Piece(models, base, row, self.seed, self.name)
+        return Piece(models, base, row, self.seed, self.name, shape=self.shape, depth=self.depth)
 
     @property
     def is_delta(self) -> bool:
@@ -141,6 +143,10 @@ class Stream:
     def entries(self) -> int:
         return TensorSpec("F32", self.task.shape).numel
 
+    @property
+    def survey(self) -> Any:
+        return self.task.survey()
+
     def __iter__(self) -> Iterator[Piece]:
         for row, stop in self.task.cuts():
             yield self.task.read(row, stop)
@@ -163,6 +169,7 @@ def merge_tensors(
     seed: int = 0,
     dtype: torch.dtype | None = None,
     piece: int = PIECE,
+    depth: float = 0.0,
 ) -> Tensor:
     """Merge tensors that are in memory, as a recipe would: same shape each, float; the result has `dtype`, or the first's.
 
@@ -187,7 +194,12 @@ def merge_tensors(
         seed=seed,
         double=wide,
         piece=piece,
+        depth=depth,
     )
+    survey = method.survey
+    if survey and first.numel() and (key := survey.key(params)) is not None:  # the one tensor is the whole model
+        found = survey.find([Stream(task)], key)
+        task = replace(task, survey=lambda: found)
     parts = [part.reshape(-1) for _, part in task.run(check=False)]
     return torch.cat(parts).reshape(first.shape) if parts else torch.empty(first.shape, dtype=task.dtype)
 

@@ -1,43 +1,83 @@
-"""Whether a recipe and its method fit together: everything that can be said without opening a model."""
+"""Whether a recipe and its methods fit together: everything that can be said without opening a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from plait.bricks import bricks
 from plait.errors import PlaitError, RecipeError, Where, nearest
 from plait.method import Method, Parameter
 from plait.methods import registry
 from plait.recipe import Recipe, Settings, Slice, Source
 from plait.recipe.grammar import warning
-from plait.recipe.setting import coerce
+from plait.recipe.setting import Setting, coerce
 
 
 def problems(
-    recipe: Recipe, *, lenient: bool = False, methods: Mapping[str, Method] | None = None
+    recipe: Recipe,
+    *,
+    lenient: bool = False,
+    methods: Mapping[str, Method] | None = None,
 ) -> tuple[list[PlaitError], list[str]]:
-    """(errors, warnings) of a recipe against its method, which is looked up in `methods`, by default the registry.
+    """(errors, warnings) of a recipe against its methods, which are looked up in `methods`, by default the registry.
 
     A parameter that no method has, or that stands where it is not looked at, is an error, or a warning when lenient. One
     that only other methods have is no slip of the pen but a leftover of another `merge_method`: a warning.
     """
     methods = registry() if methods is None else methods
-    method = methods.get(recipe.method)
-    if method is None:
-        near = nearest(recipe.method, methods)
-        do = f"did you mean {near}?" if near else "write one of them; 'plait methods' tells what each does"
-        what = f"the merge method {recipe.method!r} is unknown"
-        return [RecipeError(what, wanted=", ".join(methods), do=do, where=recipe.at("merge_method"))], []
-    ignored = list(_never_read(recipe, method, methods))
-    leftover = list(_leftover(recipe, method, methods))
-    found: list[PlaitError] = [*_values(recipe, method), *_base(recipe, method)]
-    warnings = [warning(error, "") for error in (*leftover, *_likely_meant(recipe, method))]
+    unknown = [_unknown(name, methods, where) for name, where in recipe.methods().items() if name not in methods]
+    if unknown:
+        return [*unknown, *_bricks(recipe)], []
+    used = [methods[name] for name in recipe.methods()]
+    ignored = list(_never_read(recipe, used, methods))
+    found: list[PlaitError] = [*_values(recipe, used), *_bricks(recipe)]
+    warnings = [warning(error, "") for error in _leftover(recipe, used, methods)]
+    told = set()
     for _, piece, scopes in recipe.resolved():
+        method = methods[piece.method or recipe.method]
+        if (method.name, piece.base) not in told:
+            told.add((method.name, piece.base))
+            found += _base(recipe, piece, method)
         found += _inputs(piece, method)
         found += _missing(piece, scopes, method)
+        warnings += [warning(error, "") for error in _likely_meant(piece, scopes, used)]
+    warnings += [warning(error, "") for error in _averaged(recipe, methods)]
     if lenient:
         return found, [*(warning(error) for error in ignored), *warnings]
     return [*found, *ignored], warnings
+
+
+def _unknown(name: str, methods: Mapping[str, Method], where: Where | None) -> RecipeError:
+    near = nearest(name, methods)
+    do = f"did you mean {near}?" if near else "write one of them; 'plait methods' tells what each does"
+    return RecipeError(f"the merge method {name!r} is unknown", wanted=", ".join(methods), do=do, where=where)
+
+
+def _bricks(recipe: Recipe) -> Iterator[RecipeError]:
+    """What is wrong with the bricks before and after the methods."""
+    known = bricks()
+    for at, use in recipe.bricks():
+        brick = known.get(use.name)
+        if brick is None or brick.at != at:
+            fitting = [b.name for b in known.values() if b.at == at]
+            near = nearest(use.name, fitting)
+            do = f"move it to '{brick.at}:'" if brick else f"did you mean {near}?" if near else "write one of them"
+            what = f"{use.name} does not stand {'before' if at == 'pre' else 'after'} a method" if brick else ""
+            what = what or f"the brick {use.name!r} is unknown"
+            yield RecipeError(what, wanted=", ".join(fitting), do=do, where=use.where)
+            continue
+        own = {p.name: p for p in brick.parameters}
+        for name, setting in use.parameters.items():
+            if name not in own:
+                near = nearest(name, own)
+                do = f"did you mean {near!r}?" if near else "delete it"
+                what = f"{brick.name} has no parameter {name!r}"
+                yield RecipeError(what, wanted=", ".join(own) or "none", do=do, where=setting.where)
+            else:
+                yield from _range(own[name], setting)
+        for name in (p.name for p in brick.parameters if p.required and p.name not in use.parameters):
+            yield _needs(f"{brick.name} needs {name!r}", own[name], f"write {use.name}: {{{name}: …}}", use.where)
 
 
 def parameter_schemas(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
@@ -64,53 +104,70 @@ def _scopes(recipe: Recipe) -> Iterator[tuple[str, Settings]]:
                 yield "model", source.parameters
             yield "slice", piece.parameters
         yield "module", part.parameters
+    for rule in recipe.rules:
+        yield "rule", rule.parameters
     yield "recipe", recipe.parameters
 
 
-def _never_read(recipe: Recipe, method: Method, methods: Mapping[str, Method]) -> Iterator[RecipeError]:
-    known = {p.name: p for p in method.parameters}
+def _never_read(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Method]) -> Iterator[RecipeError]:
+    known = _known(used)
+    idle = [name for method in used for name in method.idle]
     anywhere = {p.name for m in methods.values() for p in m.parameters}
+    names = " and ".join(method.name for method in used)
     for scope, settings in _scopes(recipe):
         for name, setting in settings.items():
-            if name in known and scope == "model" and not known[name].per_model:
+            if name in known and scope == "model" and not any(p.per_model for p in known[name]):
                 what = f"{name!r} has one value for all models: under a single model it is not looked at"
                 yield RecipeError(what, do="move it to 'parameters:' at the top level", where=setting.where)
-            elif name not in known and name not in method.idle and name not in anywhere:
-                near = nearest(name, [*known, *method.idle]) or nearest(name, anywhere)
+            elif name not in known and name not in idle and name not in anywhere:
+                near = nearest(name, [*known, *idle]) or nearest(name, anywhere)
                 yield RecipeError(
-                    f"{method.name} has no parameter {name!r}",
+                    f"{names} {'has' if len(used) == 1 else 'have'} no parameter {name!r}",
                     wanted=", ".join(known) or "no parameters at all",
                     do=f"did you mean {near!r}?" if near else "delete it",
                     where=setting.where,
                 )
 
 
-def _leftover(recipe: Recipe, method: Method, methods: Mapping[str, Method]) -> Iterator[RecipeError]:
-    """One finding for each parameter that this method does not have and another one has."""
-    own = {*method.idle, *(p.name for p in method.parameters)}
-    told = set(own)
+def _known(used: Sequence[Method]) -> dict[str, list[Parameter]]:
+    """Name -> the parameters of that name that the recipe's methods have."""
+    known: dict[str, list[Parameter]] = {}
+    for method in used:
+        for parameter in method.parameters:
+            known.setdefault(parameter.name, []).append(parameter)
+    return known
+
+
+def _leftover(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Method]) -> Iterator[RecipeError]:
+    """One finding for each parameter that these methods do not have and another one has."""
+    told = {*_known(used), *(name for method in used for name in method.idle)}
+    names = " and ".join(method.name for method in used)
     for _, settings in _scopes(recipe):
         for name, setting in settings.items():
             having = [m.name for m in methods.values() if any(p.name == name for p in m.parameters)]
             if name not in told and having:
                 told.add(name)
-                what = f"{method.name} has no parameter {name!r}, so it changes nothing"
+                what = f"{names} {'has' if len(used) == 1 else 'have'} no parameter {name!r}, so it changes nothing"
                 yield RecipeError(what, do=f"delete it; {', '.join(having)} have it", where=setting.where)
 
 
-def _values(recipe: Recipe, method: Method) -> Iterator[RecipeError]:
-    known = {p.name: p for p in method.parameters}
+def _values(recipe: Recipe, used: Sequence[Method]) -> Iterator[RecipeError]:
+    known = _known(used)
     for scope, settings in _scopes(recipe):
         for name, setting in settings.items():
-            parameter = known.get(name)
-            if parameter is None or (scope == "model" and not parameter.per_model):
-                continue
-            for value, where in setting.points():
-                if not _fits(value, parameter):
-                    do = "write 1 or less, not a percentage" if parameter.high == 1 else f"write {parameter.range}"
-                    what = f"{name} cannot be {value!r}"
-                    yield RecipeError(what, wanted=parameter.range, found=repr(value), do=do, where=where)
-                    break
+            looked_at = [p for p in known.get(name, ()) if p.per_model or scope != "model"]
+            wrong = [list(_range(parameter, setting)) for parameter in looked_at]
+            if wrong and all(wrong):  # a value that one of the methods takes may be meant for it
+                yield from wrong[0]
+
+
+def _range(parameter: Parameter, setting: Setting) -> Iterator[RecipeError]:
+    for value, where in setting.points():
+        if not _fits(value, parameter):
+            do = "write 1 or less, not a percentage" if parameter.high == 1 else f"write {parameter.range}"
+            what = f"{parameter.name} cannot be {value!r}"
+            yield RecipeError(what, wanted=parameter.range, found=repr(value), do=do, where=where)
+            return
 
 
 def _fits(value: object, parameter: Parameter) -> bool:
@@ -123,10 +180,10 @@ def _fits(value: object, parameter: Parameter) -> bool:
     return (parameter.low is None or value >= parameter.low) and (parameter.high is None or value <= parameter.high)
 
 
-def _base(recipe: Recipe, method: Method) -> Iterator[RecipeError]:
-    if method.base == "required" and any(piece.base is None for _, piece, _ in recipe.resolved()):
+def _base(recipe: Recipe, piece: Slice, method: Method) -> Iterator[RecipeError]:
+    if method.base == "required" and piece.base is None:
         do = "add 'base_model:' and the model that the others come from"
-        where = recipe.at("merge_method")
+        where = recipe.methods().get(method.name)
         yield RecipeError(f"{method.name} needs a base_model", found="none", do=do, where=where)
 
 
@@ -176,17 +233,20 @@ def _needs(what: str, parameter: Parameter, do: str, where: Where | None) -> Rec
     return RecipeError(what, wanted=f"{parameter.range}: {parameter.doc}", do=do, where=where)
 
 
-def _likely_meant(recipe: Recipe, method: Method) -> Iterator[RecipeError]:
+def _likely_meant(piece: Slice, scopes: tuple[Settings, ...], used: Sequence[Method]) -> Iterator[RecipeError]:
     """What is allowed and does not do what many expect."""
-    per_model = {p.name for p in method.parameters if p.per_model}
-    for _, piece, scopes in recipe.resolved():
-        for name, setting in ((n, s) for settings in scopes for n, s in settings.items() if n in per_model):
-            points = setting.entries[0].points
-            if len(setting.entries) == 1 and len(points) == len(piece.sources) > 1:
-                what = f"{name}: a list is a gradient over the layers, the same for each model, not one value a model"
-                do = f"put '{name}:' under each model to give each its own"
-                yield RecipeError(what, do=do, where=setting.where)
+    per_model = {p.name for method in used for p in method.parameters if p.per_model}
+    for name, setting in ((n, s) for settings in scopes for n, s in settings.items() if n in per_model):
+        points = setting.entries[0].points
+        if len(setting.entries) == 1 and len(points) == len(piece.sources) > 1:
+            what = f"{name}: a list is a gradient over the layers, the same for each model, not one value a model"
+            do = f"put '{name}:' under each model to give each its own"
+            yield RecipeError(what, do=do, where=setting.where)
+
+
+def _averaged(recipe: Recipe, methods: Mapping[str, Method]) -> Iterator[RecipeError]:
     for _, part in recipe.parts():
+        method = methods[part.method or recipe.method]
         listed = [source.model for source in part.models or ()]
         if method.base == "ignored" and listed and recipe.base and recipe.base not in listed:
             what = f"{method.name} has no base: the base_model is merged in as one more model"

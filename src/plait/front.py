@@ -6,21 +6,22 @@ import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait import arch, fit
 from plait.align import aligned
 from plait.checkpoint import Checkpoint, Rows
-from plait.checkpoint.source import Opened, fetched, open_model
+from plait.checkpoint.source import Opened, fetched, local_path, open_model
 from plait.errors import PlaitError, Problems, RecipeError, Where, raise_all
 from plait.layout import SHARD_SIZE
-from plait.methods import registry
 from plait.output.save import Saved, save
 from plait.output.sidefiles import check_vocabulary, side_files
 from plait.plan import Options, Plan, make_plan
 from plait.recipe import Recipe, kinds, load
-from plait.run import Progress, tensor, tensors
+from plait.recipe.load import build
+from plait.run import OnDemand, Progress, tensor, tensors
 from plait.strands import Model
 from plait.types import CODES, DTYPES, MERGEABLE, ModelRef, TensorSpec
 
@@ -39,6 +40,7 @@ class Merge:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._steps = {step.name: step for step in plan.steps}
+        self._rows = OnDemand(plan)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -50,7 +52,8 @@ class Merge:
 
     def read(self, name: str, rows: Rows | None = None) -> Tensor:
         """One tensor, or rows [start, stop) of its matrix view; raises `PlanError` for an unknown name."""
-        return tensor(self.plan, self._steps.get(name) or self.plan.step(name), rows)
+        step = self._steps.get(name) or self.plan.step(name)
+        return tensor(self.plan, step) if rows is None else self._rows.read(step, rows)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return tensors(self.plan)
@@ -170,36 +173,76 @@ def _prepared(
     cache: str | os.PathLike[str] | None,
     lora_merge_dtype: str | None,
 ) -> Plan:
-    recipe = source if isinstance(source, Recipe) else _recipe(source, lenient)
-    problems, warnings = fit.problems(recipe, lenient=lenient)
-    raise_all(problems)
-    beside = Path(recipe.path).parent if recipe.path else None
-    models = []
-    for ref in recipe.references():
-        try:
-            opened = open_model(
-                ref,
-                cache=Path(cache) if cache else None,
-                relative_to=beside,
-                lora_dtype=_code(lora_merge_dtype),
-                fetch=False,
-            )
-            if recipe.tokenizer is not None:  # its tokens decide the plan
-                opened = fetched(opened, None, side_files=True)
-            models.append(Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config)))
-        except PlaitError as error:
-            problems.append(error)
-    raise_all(problems)
-    models, told = aligned(
-        recipe,
-        models,
-        allow_crimes=options.allow_crimes,
-        truncate_embeddings=options.truncate_embeddings,
-        expert_layout=options.expert_layout,
-    )
-    plan = make_plan(recipe, models, registry()[recipe.method], options)
-    notes = (*recipe.warnings, *warnings, *told, *check_vocabulary(plan), *side_files(plan).notes)
-    return plan.with_notes(notes)
+    recipe, stages = (source, {}) if isinstance(source, Recipe) else _recipe(source, lenient)
+    within = (os.path.realpath(recipe.path),) if recipe.path else ()
+    preparing = _Preparing(lenient, options, Path(cache) if cache else None, _code(lora_merge_dtype), stages)
+    plan = preparing.plan(recipe, within)
+    left = ", ".join(name for name in stages if name not in preparing.used)
+    return plan.with_notes([f"stages that the last one does not need are not made: {left}"]) if left else plan
+
+
+@dataclass(frozen=True)
+class _Preparing:
+    """From recipes to plans; a model that is itself a recipe, or a stage of the same file, is planned first and then streamed."""
+
+    lenient: bool
+    options: Options
+    cache: Path | None
+    lora_dtype: str | None
+    stages: Mapping[str, Recipe]
+    used: set[str] = field(default_factory=set)
+
+    def plan(self, recipe: Recipe, within: tuple[str, ...]) -> Plan:
+        """`within`: the recipes that this one is a part of, itself the last."""
+        problems, warnings = fit.problems(recipe, lenient=self.lenient)
+        raise_all(problems)
+        models = []
+        for ref in recipe.references():
+            try:
+                opened = self.open(ref, recipe, within)
+                if recipe.tokenizer is not None:  # its tokens decide the plan
+                    opened = fetched(opened, None, side_files=True)
+                models.append(Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config)))
+            except PlaitError as error:
+                problems += error.problems if isinstance(error, Problems) else [error]
+        raise_all(problems)
+        models, told = aligned(
+            recipe,
+            models,
+            allow_crimes=self.options.allow_crimes,
+            truncate_embeddings=self.options.truncate_embeddings,
+            expert_layout=self.options.expert_layout,
+        )
+        plan = make_plan(recipe, models, self.options)
+        notes = (*recipe.warnings, *warnings, *told, *check_vocabulary(plan), *side_files(plan).notes)
+        return plan.with_notes(notes)
+
+    def open(self, ref: ModelRef, recipe: Recipe, within: tuple[str, ...]) -> Opened:
+        beside = Path(recipe.path).parent if recipe.path else None
+        nested = self.nested(ref, beside)
+        if nested is None:
+            return open_model(ref, cache=self.cache, relative_to=beside, lora_dtype=self.lora_dtype, fetch=False)
+        inner, name = nested
+        if name in within:
+            circle = " -> ".join((*within[within.index(name) :], name))
+            do = "a merge cannot be one of its own models: break the circle"
+            raise RecipeError("the recipes need each other", found=circle, do=do, where=recipe.at("merge_method"))
+        plan = self.plan(inner, (*within, name))
+        files = dict.fromkeys(path for model in plan.models for path in model.opened.files)
+        return Opened(ref, plan.models[plan.donor].opened.folder, None, Merge(plan), tuple(files))
+
+    def nested(self, ref: ModelRef, beside: Path | None) -> tuple[Recipe, str] | None:
+        """The recipe that stands in a model's place, and what tells it from others."""
+        if ref.recipe is not None:
+            path = str(beside / "…") if beside else None  # relative paths in it mean what they mean around it
+            return build(ref.tree, ref.recipe, path, lenient=self.lenient), ref.recipe
+        if ref.path in self.stages:
+            self.used.add(ref.path)
+            return self.stages[ref.path], ref.path
+        file = local_path(ref.path, beside) if ref.path.endswith((".yml", ".yaml")) else None
+        if file is None or not file.is_file():
+            return None
+        return load(file, lenient=self.lenient), os.path.realpath(file)
 
 
 def _code(dtype: str | None) -> str | None:
@@ -212,20 +255,22 @@ def _code(dtype: str | None) -> str | None:
     return CODES[dtype] if dtype else None
 
 
-def _recipe(source: Source, lenient: bool) -> Recipe:
-    """The one recipe of a source; a file of another kind is named as what it is."""
+def _recipe(source: Source, lenient: bool) -> tuple[Recipe, Mapping[str, Recipe]]:
+    """The recipe of a source, and the other stages of its file by name; a file of another kind is named as what it is."""
     if isinstance(source, Mapping):
-        return load(source, lenient=lenient)
+        return load(source, lenient=lenient), {}
     checked = kinds.check(source, lenient=lenient)
+    if checked.kind == "multi":
+        last = next((recipe for recipe in checked.recipes if recipe.name is None), checked.recipes[-1])
+        return last, {recipe.name: recipe for recipe in checked.recipes if recipe.name and recipe is not last}
     if checked.recipe is None:
         raise RecipeError(
             f"this is a {checked.kind} file, which this version does not run",
             wanted="one recipe with merge_method",
             found=kinds.MEANING[checked.kind],
-            do="split it into one file for each stage, and merge them in order" if checked.kind == "multi" else None,
             where=Where(os.fspath(source)) if "\n" not in os.fspath(source) else None,
         )
-    return checked.recipe
+    return checked.recipe, {}
 
 
 @contextmanager

@@ -20,6 +20,8 @@
     "entries": the function takes (piece, params) and returns the merged piece.
     "coefficients": it takes (params, whole) once a tensor and returns one number for each input; the runner adds the
     inputs up. Without `first` that happens while planning, and a ValueError is reported before any work.
+`survey`
+    for the few methods that must know of the whole model before its first tensor.
 """
 
 from __future__ import annotations
@@ -28,9 +30,12 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from plait.ops.pieces import Pieces
 
 T = TypeVar("T")
 #: a parameter with one value for each model
@@ -90,20 +95,27 @@ def param(
 
 
 @dataclass(frozen=True)
-class Method:
-    """A merge method: one function and what the runner must know of it (see the module's docstring)."""
+class Survey:
+    """What a method must know of the whole model, found out before its first tensor (TIES trims over the model at once).
+
+    `key(params)`: None where nothing is wanted, else what the survey depends on; tensors with equal keys are surveyed together.
+    `find(tensors, key)` goes through the pieces of all these tensors; every `Pieces` then has the result as `survey`.
+    """
+
+    key: Callable[[Any], Hashable | None]
+    find: Callable[[Sequence[Pieces], Any], Any]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A function with declared parameters and a page: what methods and bricks have in common."""
 
     name: str
     function: Callable[..., Any]
     params: type
     parameters: tuple[Parameter, ...]
-    space: str
-    base: str  # "required", "optional" or "ignored"
-    inputs: tuple[int, int | None]  # fewest and most models; a base that the method uses is not counted
     unit: str | Callable[[Any], str]
     first: Callable[..., Any] | None
-    gives: str
-    idle: tuple[str, ...]  # parameters that recipes may set and that change nothing
     doc: str
 
     def __call__(self, *args: Any) -> Any:
@@ -123,6 +135,18 @@ class Method:
         return re.sub(r"\s+", " ", match[1]).strip() if match else ""
 
 
+@dataclass(frozen=True)
+class Method(Declared):
+    """A merge method: one function and what the runner must know of it (see the module's docstring)."""
+
+    space: str
+    base: str  # "required", "optional" or "ignored"
+    inputs: tuple[int, int | None]  # fewest and most models; a base that the method uses is not counted
+    gives: str
+    idle: tuple[str, ...]  # parameters that recipes may set and that change nothing
+    survey: Survey | None
+
+
 def method(
     params: type,
     *,
@@ -133,20 +157,25 @@ def method(
     first: Callable[..., Any] | None = None,
     gives: str = "entries",
     idle: tuple[str, ...] = (),
+    survey: Survey | None = None,
 ) -> Callable[[Callable[..., Any]], Method]:
     """Make a `Method` of a function; its name is the name in recipes, its module's docstring the documentation."""
 
     def make(function: Callable[..., Any]) -> Method:
-        module = inspect.getmodule(function)
-        doc = inspect.cleandoc((module and module.__doc__) or function.__doc__ or "")
-        return Method(
-            function.__name__, function, params, _parameters(params), space, base, inputs, unit, first, gives, idle, doc
-        )
+        fields = parameters_of(params)
+        name, doc = function.__name__, page_of(function)
+        return Method(name, function, params, fields, unit, first, doc, space, base, inputs, gives, idle, survey)
 
     return make
 
 
-def _parameters(params: type) -> tuple[Parameter, ...]:
+def page_of(function: Callable[..., Any]) -> str:
+    """The docstring of the function's module, or its own."""
+    module = inspect.getmodule(function)
+    return inspect.cleandoc((module and module.__doc__) or function.__doc__ or "")
+
+
+def parameters_of(params: type) -> tuple[Parameter, ...]:
     hints: Mapping[str, Any] = typing.get_type_hints(params)
     found = []
     for f in dataclasses.fields(params):
@@ -157,7 +186,14 @@ def _parameters(params: type) -> tuple[Parameter, ...]:
     return tuple(found)
 
 
-def bind(method: Method, values: Mapping[str, Any]) -> Any:
-    """The method's parameters object from recipe names (`lambda` becomes the field `lambda_`)."""
+def bind(method: Declared, values: Mapping[str, Any]) -> Any:
+    """Its parameters object from recipe names (`lambda` becomes the field `lambda_`); what is not given has its default.
+
+    A parameter of each model that is not given has its default as often as the others of that kind have values.
+    """
     fields = {f.name.rstrip("_"): f.name for f in dataclasses.fields(method.params)}
-    return method.params(**{fields[name]: value for name, value in values.items()})
+    each = {p.name for p in method.parameters if p.per_model}
+    models = max((len(value) for name, value in values.items() if name in each), default=0)
+    left = {p.name: p for p in method.parameters if p.name not in values and not p.required}
+    rest = {name: (p.default,) * models if p.per_model else p.default for name, p in left.items()}
+    return method.params(**{fields[name]: value for name, value in {**rest, **values}.items()})

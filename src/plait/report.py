@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from plait.errors import Where
 from plait.estimate import Estimate
-from plait.method import Method
+from plait.method import Declared
 from plait.plan import Given, Input, Plan, Step
 from plait.strands import Model
 
@@ -58,6 +59,7 @@ def step_json(plan: Plan, step: Step) -> dict[str, Any]:
         "inputs": [_input(plan, source) for source in step.inputs],
         "settings": [_given(given) for given in step.settings],
         "note": step.note,
+        "rule": None if step.rule is None else {"when": str(step.rule.when), "where": _place(step.rule.where)},
     }
 
 
@@ -73,14 +75,17 @@ def _input(plan: Plan, source: Input) -> dict[str, Any]:
 
 
 def _given(given: Given) -> dict[str, Any]:
-    where = {"path": given.where.path, "line": given.where.line, "column": given.where.column} if given.where else None
     return {
         "parameter": given.parameter,
         "value": given.value,
         "model": given.model,
         "scope": given.scope,
-        "where": where,
+        "where": _place(given.where),
     }
+
+
+def _place(where: Where | None) -> dict[str, Any] | None:
+    return {"path": where.path, "line": where.line, "column": where.column} if where else None
 
 
 def values(step: Step) -> str:
@@ -136,8 +141,8 @@ def model_json(model: Model) -> dict[str, Any]:
     }
 
 
-def bibtex(method: Method) -> str:
-    """The reference of a method as a BibTeX entry: `Authors, Title, https://…`, or without authors, as its docstring has it."""
+def bibtex(method: Declared) -> str:
+    """The reference of a method or brick in BibTeX: `Authors, Title, https://…`, or without authors, as its docstring has it."""
     match = re.fullmatch(r"(?:(?P<author>.+?), )?(?P<title>.+), (?P<url>https?://\S+)", method.reference)
     if match is None:
         return f"@misc{{{method.name},\n  note = {{{method.reference}}}\n}}"

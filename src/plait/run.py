@@ -9,16 +9,20 @@ import ctypes
 import os
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import Any
 
 from plait.checkpoint.dtypes import torch_dtype
-from plait.compute import Copy, Reader, Task
+from plait.compute import Copy, Reader, Stream, Task
 from plait.lazy import Tensor, torch
 from plait.plan import Input, Plan, Step
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+_surveying = threading.RLock()
 
 #: takes rows of an output tensor: (tensor's name, first row, piece)
 Sink = Callable[[str, int, Tensor], None]
@@ -49,7 +53,27 @@ def task(plan: Plan, step: Step) -> Task | Copy:
         seed=plan.seed,
         double="F64" in codes,
         sources=called,
+        depth=step.depth,
+        survey=_survey(plan, step),
     )
+
+
+def _survey(plan: Plan, step: Step) -> Callable[[], Any]:
+    """What the step's method knows of the whole model: found out when it is first asked for, and once."""
+    survey, key = step.method.survey if step.method else None, None
+    if step.method is None or survey is None or (key := survey.key(step.params)) is None:
+        return lambda: None
+    name = step.method.name
+
+    def found() -> Any:
+        with _surveying:
+            if (name, key) not in plan.memo:
+                tasks = [task(plan, s) for s in plan.steps if s.method and s.method.name == name and s.spec.numel]
+                alike = [Stream(t) for t in tasks if isinstance(t, Task) and survey.key(t.params) == key]
+                plan.memo[name, key] = survey.find(alike, key)
+            return plan.memo[name, key]
+
+    return found
 
 
 def _reader(plan: Plan, source: Input) -> Reader:
@@ -97,27 +121,65 @@ def run(
 def tensors(plan: Plan, check: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Every output tensor, whole, one after the other in the plan's order."""
     for step in plan.steps:
-        yield step.name, tensor(plan, step, None, check)
+        yield step.name, tensor(plan, step, check)
 
 
-def tensor(plan: Plan, step: Step, rows: tuple[int, int] | None = None, check: bool = True) -> Tensor:
-    """One output tensor, or some rows of its matrix view; reads no more than these need."""
+def tensor(plan: Plan, step: Step, check: bool = True) -> Tensor:
+    """One output tensor, whole."""
     with _workshop():
-        made = task(plan, step)
-        if rows is None:
-            parts = [piece.reshape(-1) for _, piece in made.run(check)]
-            empty = torch.empty(0, dtype=torch_dtype(step.spec.dtype))
-            return torch.cat(parts or [empty]).reshape(step.spec.shape)
-        whole, cuts = made.whole(), list(made.cuts())
+        parts = [piece.reshape(-1) for _, piece in task(plan, step).run(check)]
+        empty = torch.empty(0, dtype=torch_dtype(step.spec.dtype))
+        return torch.cat(parts or [empty]).reshape(step.spec.shape)
+
+
+class OnDemand:
+    """Rows of a plan's tensors, computed when they are asked for; reads no more of the inputs than these need.
+
+    A merge that is another's input is read like this, piece after piece: what was found out about the last few tensors as a
+    whole is kept, and so is their last piece.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._begun: OrderedDict[str, _Begun] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, step: Step, rows: tuple[int, int], check: bool = True) -> Tensor:
+        """Rows [start, stop) of the matrix view of a step's tensor, shape `[stop - start, columns]`."""
+        with self._lock:
+            if step.name not in self._begun:
+                self._begun[step.name] = _Begun(self._plan, step)
+            begun = self._begun[step.name]
+            self._begun.move_to_end(step.name)
+            while len(self._begun) > 2 * default_threads() + 2:
+                self._begun.popitem(last=False)
         columns = step.spec.matrix[1]
-        parts = []
-        for start, stop in cuts:
-            low, high = max(start, rows[0]), min(stop, rows[1])
-            if low < high:
-                piece = made.rows(start, stop, whole, check).reshape(-1, columns)
-                parts.append(piece[low - start : high - start])
-        nothing = torch.empty((rows[1] - rows[0], columns), dtype=torch_dtype(step.spec.dtype))
-        return torch.cat(parts) if parts else nothing
+        parts = [
+            begun.part(cut, check).reshape(-1, columns) for cut in begun.cuts if cut[0] < rows[1] and cut[1] > rows[0]
+        ]
+        if not parts:
+            return torch.empty((rows[1] - rows[0], columns), dtype=torch_dtype(step.spec.dtype))
+        first = max(cut[0] for cut in begun.cuts if cut[0] <= rows[0])
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[rows[0] - first : rows[1] - first].clone()
+
+
+class _Begun:
+    """A tensor of which some rows were asked for."""
+
+    def __init__(self, plan: Plan, step: Step) -> None:
+        self._task = task(plan, step)
+        self._lock = threading.Lock()
+        self._known: list[Any] = []  # what the method knows of the whole tensor, once it was needed
+        self._last: tuple[tuple[int, int], Tensor] | None = None
+        self.cuts = list(self._task.cuts())
+
+    def part(self, cut: tuple[int, int], check: bool) -> Tensor:
+        with self._lock, _workshop():
+            if self._last is None or self._last[0] != cut:
+                if not self._known:
+                    self._known.append(self._task.whole())
+                self._last = cut, self._task.rows(*cut, self._known[0], check)
+            return self._last[1]
 
 
 @contextmanager

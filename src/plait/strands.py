@@ -44,17 +44,22 @@ class Strand:
     stop: int
     parameters: Settings
     where: Where | None
+    listed: bool = True  # false for a base that takes part without standing among the models
 
 
 @dataclass(frozen=True)
 class Band:
-    """One output slice of one module. `scopes` are the shared parameters, nearest first; without any it is a copy."""
+    """One output slice of one module. `scopes` are the shared parameters, nearest first; without any it is a copy.
+
+    `method` is the one that holds where no rule says otherwise.
+    """
 
     module: str
     strands: tuple[Strand, ...]
     base: int | None  # which strand is the base
     scopes: tuple[tuple[str, Settings], ...]
     first: int  # the number of its first output layer
+    method: str
 
     @property
     def layers(self) -> int:
@@ -121,7 +126,7 @@ def _band(
                 do="the second number is the first layer that is not taken; counting starts at 0",
                 where=source.where,
             )
-        strands.append(Strand(number[source.model], own, start, stop, source.parameters, source.where))
+        strands.append(Strand(number[source.model], own, start, stop, source.parameters, source.where, source.listed))
     if len({s.stop - s.start for s in strands}) > 1:
         raise PlanError(
             "the models of one slice have different numbers of layers",
@@ -131,4 +136,4 @@ def _band(
             where=part.where,
         )
     base = next((i for i, s in enumerate(strands) if models[s.model].ref == part.base), None)
-    return Band(module, tuple(strands), base, scopes, first)
+    return Band(module, tuple(strands), base, scopes, first, part.method or "")

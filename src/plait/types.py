@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from plait.errors import ModelError
 
@@ -87,6 +87,8 @@ class ModelRef:
     adapter: str | None = None
     adapter_revision: str | None = None
     architecture: str | None = None  # `override_architecture`: replaces `architectures` of the model's config
+    recipe: str | None = field(default=None, repr=False)  # the text of a recipe that stands in the model's place
+    tree: Any = field(default=None, compare=False, repr=False)  # that recipe as it was read, with its places
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:

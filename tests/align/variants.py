@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import zlib
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -15,7 +15,9 @@ import yaml
 
 import make
 import plait
+from plait.bricks import bricks
 from plait.cli import cli, main
+from plait.methods import registry
 
 
 @dataclass(frozen=True)
@@ -206,9 +208,9 @@ def test_explain(call: Call, recipe: Path) -> None:
 
 
 def test_every_method_has_a_page(call: Call) -> None:
-    """`methods` lists all methods, and each has a page with its paper."""
-    listed = [line.split()[0] for line in call("methods").out.splitlines()]
-    assert "slerp" in listed
+    """`methods` lists all methods and bricks, and each has a page with its paper."""
+    listed = {line.split()[0] for line in call("methods").out.splitlines() if "  " in line}
+    assert listed == {*registry(), *bricks()}
     for name in listed:
         page = call("methods", name)
         assert page.code == 0

@@ -27,6 +27,8 @@ def command(recipe: str, tensor: str, as_json: bool, **options: Any) -> None:
     place = f"layer {step.layer} of {step.module}" if step.layer is not None else f"outside the layers of {step.module}"
     click.echo(f"{step.name}: {step.spec}, {place}")
     click.echo(f"method: {step.method.name if step.method else 'copy, byte for byte'}")
+    if step.rule:
+        click.echo(f"rule: {step.rule.when}" + (f" ({step.rule.where})" if step.rule.where else ""))
     if step.note:
         click.echo(f"note: {step.note}")
     rows = [

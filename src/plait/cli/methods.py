@@ -17,7 +17,8 @@ from plait.cli import _show
     "--check", "checked", multiple=True, type=click.Path(), help="Run the contract suite on a file's methods."
 )
 def command(name: str | None, as_json: bool, files: tuple[str, ...], checked: tuple[str, ...]) -> None:
-    """List the merge methods, or show the page of NAME: what it does, its parameters, its paper."""
+    """List the merge methods and the bricks around them, or show the page of NAME: what it does, its parameters, its paper."""
+    from plait.bricks import bricks
     from plait.errors import PlanError, nearest
     from plait.methods import load, registry
 
@@ -26,11 +27,11 @@ def command(name: str | None, as_json: bool, files: tuple[str, ...], checked: tu
     if checked:
         _check([method for file in checked for method in load(file)])
         return
-    methods = registry()
+    methods: dict[str, Any] = {**registry(), **bricks()}
     if name is not None and name not in methods:
         guess = nearest(name, methods)
         raise PlanError(
-            f"there is no merge method {name!r}",
+            f"there is no merge method or brick {name!r}",
             wanted=", ".join(methods),
             found=name,
             do=f"did you mean {guess}?" if guess else None,
@@ -38,13 +39,19 @@ def command(name: str | None, as_json: bool, files: tuple[str, ...], checked: tu
     if as_json:
         _show.emit_json(_facts(methods[name]) if name else [_facts(m) for m in methods.values()])
     elif name is None:
-        _show.columns([(m.name, m.summary) for m in methods.values()], indent="")
+        _show.columns([(m.name, m.summary) for m in registry().values()], indent="")
+        for at, when in (("pre", "before a method, under pre:"), ("post", "after a method, under post:")):
+            click.echo(f"\n{when}")
+            _show.columns([(b.name, b.summary) for b in bricks().values() if b.at == at], indent="")
     else:
         method = methods[name]
         click.echo(f"{method.name}\n\n{method.doc}\n")
-        fewest, most = method.inputs
-        models = str(fewest) if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
-        click.echo(f"models: {models}{'' if method.base == 'ignored' else ' besides the base'}; base: {method.base}")
+        if method.name in bricks():
+            click.echo(
+                f"stands {'before' if method.at == 'pre' else 'after'} a method, under '{method.at}:'; needs a base"
+            )
+        else:
+            click.echo(_takes(method))
         click.echo("parameters:")
         for p in method.parameters:
             default = (
@@ -56,8 +63,14 @@ def command(name: str | None, as_json: bool, files: tuple[str, ...], checked: tu
             )
             click.echo(f"  {p.name}: {p.range}, {'one for each model' if p.per_model else 'shared'}, {default}")
             click.echo(f"      {p.doc}")
-        if method.idle:
+        if method.name not in bricks() and method.idle:
             click.echo(f"accepted without effect: {', '.join(method.idle)}")
+
+
+def _takes(method: Any) -> str:
+    fewest, most = method.inputs
+    models = str(fewest) if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
+    return f"models: {models}{'' if method.base == 'ignored' else ' besides the base'}; base: {method.base}"
 
 
 def _check(methods: list[Any]) -> None:
@@ -75,14 +88,22 @@ def _check(methods: list[Any]) -> None:
 
 
 def _facts(method: Any) -> dict[str, Any]:
+    own = (
+        {"stands": method.at}
+        if hasattr(method, "at")
+        else {
+            "base": method.base,
+            "models": method.inputs,
+            "space": method.space,
+            "accepted_without_effect": list(method.idle),
+        }
+    )
     return {
         "name": method.name,
         "summary": method.summary,
         "doc": method.doc,
         "reference": method.reference,
-        "base": method.base,
-        "models": method.inputs,
-        "space": method.space,
+        **own,
         "parameters": [
             {
                 "name": p.name,
@@ -95,5 +116,4 @@ def _facts(method: Any) -> dict[str, Any]:
             }
             for p in method.parameters
         ],
-        "accepted_without_effect": list(method.idle),
     }

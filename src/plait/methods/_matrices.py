@@ -23,13 +23,31 @@ def by_matrix(piece: Piece, merge: Callable[[Piece], Tensor], shares: Sequence[f
     float64; the base stays as it is. Where a model is not finite, all is NaN: LAPACK refuses such matrices.
     """
     first = piece.models[0]
-    if first.ndim not in (2, 3) or min(first.shape[-2:]) < 2 or kind_of(piece.tensor) in TABLES:
+    if not is_matrix(piece.tensor, first):
         return weighted_sum(piece.models, shares)
     if not all(bool(x.isfinite().all()) for x in piece.models):
         return torch.full_like(first, math.nan)
 
-    def one(at: int | slice) -> Tensor:
-        base = None if piece.base is None else piece.base[at]
-        return merge(replace(piece, models=[x[at].double() for x in piece.models], base=base)).to(first.dtype)
+    def one(base: Tensor | None, *models: Tensor) -> Tensor:
+        return merge(replace(piece, models=[x.double() for x in models], base=base)).to(first.dtype)
 
-    return one(slice(None)) if first.ndim == 2 else torch.stack([one(i) for i in range(len(first))])
+    if piece.base is None:
+        return each_matrix(piece.tensor, piece.models, lambda *models: one(None, *models))
+    return each_matrix(piece.tensor, [piece.base, *piece.models], one)
+
+
+def is_matrix(name: str, x: Tensor) -> bool:
+    """Whether a tensor of that name and shape is a matrix, or a stack of them."""
+    return x.ndim in (2, 3) and min(x.shape[-2:]) > 1 and kind_of(name) not in TABLES
+
+
+def each_matrix(name: str, tensors: Sequence[Tensor], change: Callable[..., Tensor]) -> Tensor:
+    """`change` of the matrices of all tensors, one after the other; the first tensor itself where it is no matrix."""
+    first = tensors[0]
+    if not is_matrix(name, first):
+        return first
+    return (
+        change(*tensors)
+        if first.ndim == 2
+        else torch.stack([change(*(x[i] for x in tensors)) for i in range(len(first))])
+    )

@@ -7,8 +7,9 @@ the order of their numbers until there are k, so the choice does not depend on h
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from plait import kernels
@@ -69,6 +70,35 @@ def order_statistics(pieces: Pieces, positions: Sequence[int], of: Callable[[Pie
     return [found[i].value for i in range(len(positions))]
 
 
+def model_cutoffs(tensors: Sequence[Pieces], density: Sequence[float]) -> list[Cutoff]:
+    """For each model the `Cutoff` that keeps the density[i] share of largest magnitudes over all tensors together.
+
+    All entries equal to the cut are kept. Goes through every tensor up to twice.
+    """
+    whole = Chain(tensors)
+    keep = [max(1, math.floor(d * whole.entries)) if d > 0 else 0 for d in density]
+    found = _search(whole, {i: k for i, k in enumerate(keep) if 0 < k < whole.entries}, lambda p: p.models, ties=False)
+    return [found.get(i, NOTHING if k <= 0 else EVERYTHING) for i, k in enumerate(keep)]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The pieces of several tensors, one tensor after the other."""
+
+    tensors: Sequence[Pieces]
+
+    @property
+    def entries(self) -> int:
+        return sum(pieces.entries for pieces in self.tensors)
+
+    @property
+    def survey(self) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[Piece]:
+        return itertools.chain.from_iterable(self.tensors)
+
+
 def _search(pieces: Pieces, ranks: dict[int, int], of: Of, ties: bool = True) -> dict[int, Cutoff]:
     """The cutoffs for ranks (k-th largest, from 1); the key of a rank modulo the number of tensors is its tensor."""
     if not ranks:
@@ -123,11 +153,10 @@ def _search(pieces: Pieces, ranks: dict[int, int], of: Of, ties: bool = True) ->
 
 def _sorted(pieces: Pieces, ranks: dict[int, int], of: Of) -> dict[int, Cutoff]:
     """The same for a tensor so small that sorting it is quicker than emptying the histograms."""
-    (piece,) = pieces
     found = {}
-    tensors = of(piece)
+    tensors = [[x.reshape(-1) for x in of(piece)] for piece in pieces]
     for i in ranks:
-        bits = _bits(tensors[i % len(tensors)])
+        bits = _bits(torch.cat([parts[i % len(parts)] for parts in tensors]))
         ordered, entries = bits.sort(descending=True, stable=True)
         last = ranks[i] - 1
         found[i] = Cutoff(ordered[last].view(torch.float32).item(), int(entries[last]) + 1)

@@ -34,11 +34,14 @@ class Piece:
     seed: int = 0
     tensor: str = ""  # the output's name
     whole: Any = field(default=None, repr=False)  # what the method's `first` found out about the whole tensor
+    shape: tuple[int, ...] = ()  # of the whole tensor
+    depth: float = 0.0  # of the tensor's layer, from 0 (first) to 1 (last); 0 before the layers, 1 after them
+    merged: Tensor | None = None  # the merged difference, for bricks after the method
 
     @property
     def start(self) -> int:
         """Number of the piece's first entry in the whole tensor, row-major."""
-        return self.row * self.models[0].shape[-1] if self.models else 0
+        return self.row * self.models[0].shape[-1] if self.row and self.models else 0
 
     def uniform(self, model: int) -> Tensor:
         """Random numbers in [0, 1), float32 `[rows, columns]`: a pure function of (seed, tensor, model, entry)."""
@@ -52,6 +55,10 @@ class Pieces(Protocol):
     @property
     def entries(self) -> int:
         """Entries of the whole tensor."""
+
+    @property
+    def survey(self) -> Any:
+        """What the method's `survey` found out about the whole model; None where it wanted to know nothing."""
 
     def __iter__(self) -> Iterator[Piece]: ...
 

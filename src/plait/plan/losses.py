@@ -27,6 +27,8 @@ def losses(models: Sequence[Model], parts: Mapping[str, Sequence[Band]], builder
             place = model.arch.place(name)
             if name in model.spare:
                 reason = model.spare[name]
+            elif (i, name) in builder.passed:
+                reason = builder.passed[i, name]
             elif (i, name) in builder.tied:
                 reason = "tied to the embedding"
             elif (i, place.module) not in taken:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from plait.arch import config as configs
+from plait.bricks import bricks
 from plait.errors import raise_all
 from plait.layout import layout
 from plait.method import Method
+from plait.methods import registry
+from plait.plan.choice import Choices
 from plait.plan.losses import losses
 from plait.plan.records import Options, Plan
 from plait.plan.steps import Builder
@@ -17,14 +20,23 @@ from plait.strands import Band, Model, bands
 DEFAULTS = Options()
 
 
-def make_plan(recipe: Recipe, models: Sequence[Model], method: Method, options: Options = DEFAULTS) -> Plan:
-    """Decide everything that names, shapes, dtypes and configs can settle; raises all problems together."""
+def make_plan(
+    recipe: Recipe,
+    models: Sequence[Model],
+    options: Options = DEFAULTS,
+    methods: Mapping[str, Method] | None = None,
+) -> Plan:
+    """Decide everything that names, shapes, dtypes and configs can settle; raises all problems together.
+
+    `methods`: by default those of the registry.
+    """
     donor = next((i for i, m in enumerate(models) if m.ref == recipe.base), 0)
     parts = bands(recipe, models, donor)
-    builder = Builder(recipe, models, method, options)
+    choices = Choices(recipe, registry() if methods is None else methods, bricks())
+    builder = Builder(recipe, models, choices, options)
     for made in parts.values():
         builder.module(made)
-    raise_all(builder.findings.problems())
+    raise_all([*builder.findings.problems(), *choices.problems()])
     steps = tuple(builder.steps)
     specs = {step.name: step.spec for step in steps}
     chosen = {

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from plait.checkpoint import stored_nbytes
 from plait.errors import PlanError, Where, nearest
 from plait.layout import SHARD_SIZE, Shard
 from plait.method import Method
-from plait.recipe import Recipe
+from plait.recipe import Recipe, Rule
 from plait.strands import Model
 from plait.types import TensorSpec
 
@@ -49,6 +49,8 @@ class Step:
     module: str
     layer: int | None
     note: str | None = None
+    depth: float = 0.0  # of its layer in its slice, from 0 to 1; 0 before the layers, 1 after them
+    rule: Rule | None = None  # the rule of the recipe that fitted
 
     def sources(self) -> Iterator[Input]:
         """Every input, the base first."""
@@ -80,6 +82,9 @@ class Plan:
     notes: tuple[str, ...]
     seed: int
     options: Options
+    memo: dict[Any, Any] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # surveys of the whole model, once made
 
     @property
     def specs(self) -> dict[str, TensorSpec]:

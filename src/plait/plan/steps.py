@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from plait.brick import Woven
 from plait.checkpoint import home
-from plait.errors import PlaitError, PlanError
-from plait.method import Method, bind
+from plait.errors import PlaitError, PlanError, Where
+from plait.method import bind
+from plait.plan.choice import Choice, Choices
 from plait.plan.findings import Findings
 from plait.plan.records import Input, Options, Step
-from plait.plan.values import values
-from plait.recipe import Recipe
+from plait.plan.values import Scopes, values
+from plait.recipe import BrickUse, Recipe, Settings
 from plait.recipe.setting import position
 from plait.strands import Band, Model, Strand
 from plait.types import MERGEABLE, TensorSpec
@@ -33,12 +35,13 @@ class _Taken:
 class Builder:
     """Makes the steps of one module after the other; what does not fit is in `findings`."""
 
-    def __init__(self, recipe: Recipe, models: Sequence[Model], method: Method, options: Options) -> None:
-        self.recipe, self.models, self.method, self.options = recipe, models, method, options
+    def __init__(self, recipe: Recipe, models: Sequence[Model], choices: Choices, options: Options) -> None:
+        self.recipe, self.models, self.choices, self.options = recipe, models, choices, options
         self.findings = Findings(models)
         self.steps: list[Step] = []
         self.used: list[set[str]] = [set() for _ in models]
         self.tied: set[tuple[int, str]] = set()  # heads that are left out because the embedding stands for them
+        self.passed: dict[tuple[int, str], str] = {}  # tensors that a rule passes over, and why
         self.untied = False
 
     def module(self, made: Sequence[Band]) -> None:
@@ -51,22 +54,34 @@ class Builder:
                 for suffix in dict.fromkeys(x for s, stack in stacks if stack for x in stack.layers[s.start + k]):
                     own = {id(s): stack.name(s.start + k, suffix) for s, stack in stacks if stack}
                     output = next(stack.name(layer, suffix) for _, stack in stacks if stack)
-                    self._step(output, [(s, own[id(s)]) for s in band.strands if id(s) in own], band, t, layer)
+                    self._step(output, [(s, own[id(s)]) for s in band.strands if id(s) in own], band, t, t, layer)
         self._loose(made[-1], "after")
 
     def _loose(self, band: Band, side: str) -> None:
         for name in dict.fromkeys(n for s in _reference_first(band) for n in getattr(s.module, side)):
-            self._step(name, [(s, name) for s in band.strands], band, 0.0, None)
+            depth = 0.0 if side == "before" else 1.0
+            self._step(name, [(s, name) for s in band.strands], band, 0.0, depth, None)
 
-    def _step(self, name: str, own: list[tuple[Strand, str]], band: Band, t: float, layer: int | None) -> None:
+    def _step(
+        self, name: str, own: list[tuple[Strand, str]], band: Band, t: float, depth: float, layer: int | None
+    ) -> None:
+        try:
+            choice = self.choices.of(name, layer, band) if band.scopes else None
+            if choice is None and band.scopes:
+                return
+            if choice and choice.copy:
+                own = self._copied(name, own, choice)
+        except PlaitError as error:
+            self.findings.problem(error)
+            return
         every = len(own)
         own = [(s, n) for s, n in own if n not in self.models[s.model].lacks and n not in self.models[s.model].spare]
         if not any(n in self.models[s.model].opened.checkpoint.specs for s, n in own):
             return
-        if len(own) < every and not self._enough([s for s, _ in own], band):
+        if len(own) < every and not (choice and self._enough([s for s, _ in own], band, choice)):
             anchor = band.strands[band.base] if band.base is not None else None
             own = [(s, n) for s, n in own if s is anchor] or own[:1]
-            band = replace(band, scopes=())
+            choice = None
         taken = self._taken(name, own)
         shaped = self._shaped(name, taken) if taken else None
         if shaped is None:
@@ -76,7 +91,7 @@ class Builder:
             self.used[each.model].add(each.name)
         inputs = [Input(each.model, each.name, rows) for each in taken]
         floating = all(each.spec.floating for each in taken)
-        if not band.scopes or not floating:
+        if choice is None or not floating:
             if len({each.spec.dtype for each in taken}) > 1:
                 self.findings.problem(
                     PlanError(
@@ -107,9 +122,24 @@ class Builder:
             or _promoted({home(self.models[each.model].opened.checkpoint, each.name) for each in taken})
         )
         try:
-            self.steps.append(self._merged(name, TensorSpec(dtype, shape), taken, inputs, band, t, layer))
+            step = self._merged(name, TensorSpec(dtype, shape), taken, inputs, band, choice, t, layer)
+            self.steps.append(replace(step, depth=depth, rule=choice.rule))
         except PlaitError as error:
             self.findings.problem(error)
+
+    def _copied(self, name: str, own: list[tuple[Strand, str]], choice: Choice) -> list[tuple[Strand, str]]:
+        """The one strand that a rule copies from; what the others have of this name is passed over."""
+        where = choice.rule.where if choice.rule else self.recipe.at("otherwise")
+        chosen = [(s, n) for s, n in own if self.models[s.model].ref == choice.copy]
+        if not chosen:
+            there = ", ".join(str(self.models[s.model].ref) for s, _ in own)
+            do = "copy from a model of the slice"
+            raise PlanError(
+                f"{choice.copy} takes no part in {name}", wanted=there, found=str(choice.copy), do=do, where=where
+            )
+        line = f"the rule on line {where.line}" if choice.rule and where else "'otherwise'"
+        self.passed.update({(s.model, n): f"{line} copies from {choice.copy}" for s, n in own if (s, n) not in chosen})
+        return chosen
 
     def _merged(
         self,
@@ -118,36 +148,77 @@ class Builder:
         taken: list[_Taken],
         inputs: list[Input],
         band: Band,
+        choice: Choice,
         t: float,
         layer: int | None,
     ) -> Step:
         """The step that runs the method, or copies where the method would change nothing."""
-        method = self.method
-        anchor = band.strands[band.base] if band.base is not None and method.base != "ignored" else None
-        base = next((source for each, source in zip(taken, inputs, strict=True) if each.strand is anchor), None)
-        models = [(each, source) for each, source in zip(taken, inputs, strict=True) if each.strand is not anchor]
+        method, rule = choice.method, choice.rule
+        where = rule.where if rule else self.recipe.at("merge_method")
+        anchor = band.strands[band.base] if band.base is not None and not choice.copy else None
+        pairs = list(zip(taken, inputs, strict=True))
+        # a method without a base takes it as one more model, as mergekit does; a rule's method only if it is listed
+        averaged = method.base == "ignored" and anchor and (anchor.listed or not (rule and rule.method))
+        models = [(each, source) for each, source in pairs if each.strand is not anchor or averaged]
+        base = next((source for each, source in pairs if each.strand is anchor), None)
+        if method.base == "ignored" and not choice.bricks:
+            base = None
+        self._suits(choice, band, len(models), base, where)
         taking = [(each.strand, each.name) for each, _ in models]
-        found, origins = values(self.recipe, method, self.models, band, taking, name, t)
+
+        def scopes(strand: Strand | None) -> tuple[tuple[str, Settings], ...]:
+            if choice.copy:
+                return ()
+            own = (("the model", strand.parameters),) if strand else ()
+            return (*choice.settings, *own, *band.scopes)
+
+        found, origins = values(method, self.models, scopes, taking, name, t, where)
         try:
             params = bind(method, found)
             known = method.gives == "coefficients" and method.first is None and models
             coefficients = method(params, None) if known else None
         except ValueError as error:
-            where = next((given.where for given in origins if given.where), self.recipe.at("merge_method"))
+            where = next((given.where for given in origins if given.where), where)
             raise PlanError(f"{method.name}: {error}", found=f"so for {name}", where=where) from error
         combined = tuple(source for _, source in models)
-        same = coefficients == [1.0] and (method.space == "weight" or base is None)
+        bound = []
+        for brick, use in choice.bricks:
+            got, more = values(brick, self.models, _of_brick(use), taking, name, t, use.where, f"{brick.name}.")
+            bound.append(bind(brick, got))
+            origins += more
+        if choice.bricks:
+            params = Woven(params, tuple(bound[: len(choice.pre)]), tuple(bound[len(choice.pre) :]))
+        same = coefficients == [1.0] and (method.space == "weight" or base is None) and not choice.bricks
         if same and models[0][0].spec.dtype == spec.dtype:
             return Step(name, spec, combined, None, None, None, origins, band.module, layer)
-        return Step(name, spec, combined, base, method, params, origins, band.module, layer)
+        return Step(name, spec, combined, base, choice.woven, params, origins, band.module, layer)
 
-    def _enough(self, strands: Sequence[Strand], band: Band) -> bool:
+    def _suits(self, choice: Choice, band: Band, count: int, base: Input | None, where: Where | None) -> None:
+        """Refuse bricks without a base, and a rule whose method does not fit the slice's models."""
+        method = choice.method
+        if base is None and choice.bricks:
+            brick, use = choice.bricks[0]
+            do = "add 'base_model:', and in slices list it among the sources"
+            raise PlanError(f"{brick.name} needs a base_model", found="none", do=do, where=use.where)
+        if choice.rule is None or choice.copy:
+            return  # checked with the recipe
+        fewest, most = method.inputs
+        if method.base == "required" and band.base is None:
+            raise PlanError(f"{method.name} needs a base_model", found="none", do="add 'base_model:'", where=where)
+        if count < fewest or (most is not None and count > most):
+            wanted = f"at least {fewest}" if most is None else str(fewest) if fewest == most else f"{fewest} to {most}"
+            what = f"{method.name} takes {wanted} model{'' if wanted == '1' else 's'}"
+            what += " besides the base" if method.base != "ignored" and base else ""
+            do = "choose a method that takes them"
+            raise PlanError(what, wanted=wanted, found=str(count), do=do, where=where)
+
+    def _enough(self, strands: Sequence[Strand], band: Band, choice: Choice) -> bool:
         """Whether the method can do without the models of the band that are not among `strands`."""
-        anchor = band.strands[band.base] if band.base is not None and self.method.base != "ignored" else None
+        anchor = band.strands[band.base] if band.base is not None and choice.method.base != "ignored" else None
         if anchor is not None and not any(s is anchor for s in strands):
             return False
         # a single model is not a merge: linear without normalize would scale it
-        return len(strands) > 1 and sum(s is not anchor for s in strands) >= self.method.inputs[0]
+        return len(strands) > 1 and sum(s is not anchor for s in strands) >= choice.method.inputs[0]
 
     def _taken(self, name: str, own: list[tuple[Strand, str]]) -> list[_Taken]:
         """The tensors that take part. Ties are followed, buffers may be absent; anything else that is missing is a problem."""
@@ -199,6 +270,10 @@ class Builder:
         found = ", ".join(f"{self.models[e.model].ref}: {list(shape)}" for e, shape in zip(taken, shapes, strict=True))
         self.findings.shapes(name, found, None not in axes)
         return None
+
+
+def _of_brick(use: BrickUse) -> Scopes:
+    return lambda strand: (("the brick", use.parameters),)
 
 
 def _reference_first(band: Band) -> list[Strand]:

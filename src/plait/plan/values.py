@@ -1,70 +1,62 @@
-"""The values of a method's parameters for one output tensor, and where in the recipe each is from."""
+"""The values of parameters for one output tensor, and where in the recipe each is from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from plait.errors import PlanError
-from plait.method import Method, Parameter
+from plait.errors import PlanError, Where
+from plait.method import Declared, Parameter
 from plait.plan.records import Given
-from plait.recipe import Recipe
-from plait.strands import Band, Model, Strand
+from plait.recipe import Settings
+from plait.strands import Model, Strand
+
+#: where values are looked for, nearest first; for a parameter of one model, or (None) for a shared one
+Scopes = Callable[[Strand | None], Sequence[tuple[str, Settings]]]
 
 
 def values(
-    recipe: Recipe,
-    method: Method,
+    declared: Declared,
     models: Sequence[Model],
-    band: Band,
+    scopes: Scopes,
     taking: Sequence[tuple[Strand, str]],
     name: str,
     t: float,
+    where: Where | None,
+    called: str = "",
 ) -> tuple[dict[str, Any], tuple[Given, ...]]:
-    """(parameter -> value or one value a model, the same with their origins) for the output tensor `name`.
+    """(parameter -> value or one value a model, the same with their origins) of a method or brick for the output tensor `name`.
 
-    `taking`: the models that are combined, each with the tensor's name there, which per-model filters are matched with.
+    `taking`: the models that are combined, each with the tensor's name there, which per-model filters are matched with; `t`:
+    the depth for gradients; `where`: who is to blame for what is missing; `called`: put before parameters in the origins.
     Raises `PlanError` for a required parameter without a value.
     """
     found: dict[str, Any] = {}
     origins: list[Given] = []
-    for parameter in method.parameters:
+
+    def value(parameter: Parameter, own: str, strand: Strand | None) -> Any:
+        title, model = called + parameter.name, strand.model if strand else None
+        for scope, settings in scopes(strand):
+            setting = settings.get(parameter.name)
+            given = setting.evaluate(own, t, parameter.kind) if setting else None
+            if given:
+                origins.append(Given(title, given.value, model, scope, given.where))
+                return given.value
+        if parameter.required:
+            whom = f" for {models[strand.model].ref}" if strand else ""
+            raise PlanError(
+                f"{declared.name} needs {parameter.name}{whom}",
+                wanted=parameter.doc,
+                found=f"no value for {name}",
+                do=f"add a line without a filter: {parameter.name}: …",
+                where=(strand.where if strand else None) or where,
+            )
+        origins.append(Given(title, parameter.default, model, "the default", None))
+        return parameter.default
+
+    for parameter in declared.parameters:
         if parameter.per_model:
-            each = [_value(recipe, method, models, parameter, band, t, own, strand) for strand, own in taking]
-            found[parameter.name] = tuple(given.value for given in each)
-            origins += each
+            found[parameter.name] = tuple(value(parameter, own, strand) for strand, own in taking)
         else:
-            given = _value(recipe, method, models, parameter, band, t, name, None)
-            found[parameter.name] = given.value
-            origins.append(given)
+            found[parameter.name] = value(parameter, name, None)
     return found, tuple(origins)
-
-
-def _value(
-    recipe: Recipe,
-    method: Method,
-    models: Sequence[Model],
-    parameter: Parameter,
-    band: Band,
-    t: float,
-    name: str,
-    strand: Strand | None,
-) -> Given:
-    """The first scope that has a value for this tensor, else the method's default."""
-    scopes = (("the model", strand.parameters), *band.scopes) if strand else band.scopes
-    model = strand.model if strand else None
-    for scope, parameters in scopes:
-        setting = parameters.get(parameter.name)
-        found = setting.evaluate(name, t, parameter.kind) if setting else None
-        if found:
-            return Given(parameter.name, found.value, model, scope, found.where)
-    if parameter.required:
-        whom = f" for {models[strand.model].ref}" if strand else ""
-        raise PlanError(
-            f"{method.name} needs {parameter.name}{whom}",
-            wanted=parameter.doc,
-            found=f"no value for {name}",
-            do=f"add a line without a filter: {parameter.name}: …",
-            where=(strand.where if strand else None) or recipe.at("merge_method"),
-        )
-    return Given(parameter.name, parameter.default, model, "the default", None)

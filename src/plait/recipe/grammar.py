@@ -78,11 +78,16 @@ class Keys(BaseModel):
     @classmethod
     def _read(cls, value: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
         if isinstance(value, dict) and isinstance(info.context, Reading):
-            for key in (key for key in value if key not in cls.model_fields):
+            for key in (key for key in value if key not in cls.words()):
                 info.context.ignore(*cls._unknown(key), key_place(value, key))
         made = handler(value)
         made._where = place(value)
         return made
+
+    @classmethod
+    def words(cls) -> list[str]:
+        """The keys as a document has them."""
+        return [declared.alias or name for name, declared in cls.model_fields.items()]
 
     @classmethod
     def _unknown(cls, key: str) -> tuple[str, str]:
@@ -91,8 +96,8 @@ class Keys(BaseModel):
             return what, cls.mends[key]
         if key in PARAMETERS and "parameters" in cls.model_fields:
             return what, "put it under 'parameters:'"
-        near = nearest(key, cls.model_fields)
-        return what, f"did you mean {near!r}?" if near else f"the keys are {', '.join(cls.model_fields)}"
+        near = nearest(key, cls.words())
+        return what, f"did you mean {near!r}?" if near else f"the keys are {', '.join(cls.words())}"
 
 
 K = TypeVar("K", bound=Keys)

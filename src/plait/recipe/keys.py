@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import yaml
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from plait.errors import PlaitError, Problems, RecipeError, nearest, raise_all
 from plait.recipe.damage import short
-from plait.recipe.document import key_place, place
+from plait.recipe.document import key_place, place, plain
 from plait.recipe.grammar import Keys, Reading, kind_of, parse, reader
+from plait.recipe.rules import KINDS, BrickUse, Otherwise, When, read_bricks, read_copy, read_otherwise, read_when
 from plait.recipe.setting import Setting, coerce
 from plait.types import CODES, DTYPES, MERGEABLE, ModelRef
 
@@ -40,6 +42,8 @@ def read_reference(value: object, ignored: list[RecipeError]) -> ModelRef:
                 do = "use the original checkpoint, in safetensors; convert the merged model to GGUF afterwards"
                 raise RecipeError("a quantised GGUF file cannot be merged", found=path, do=do)
         return ref
+    if isinstance(value, dict) and "merge_method" in value:
+        return _read_nested(value)
     if isinstance(value, dict):
         if len(value) == 1 and None in value.values():
             do = "write the model's path or Hub id"
@@ -55,6 +59,13 @@ def read_reference(value: object, ignored: list[RecipeError]) -> ModelRef:
         return ModelRef(model.path, model.revision, *adapter, architecture=keys.override_architecture)
     do = "quote it" if isinstance(value, bool | int | float) else "write the model's path or Hub id"
     raise RecipeError("a model is text or a mapping", wanted="PATH[@REVISION][+ADAPTER]", found=kind_of(value), do=do)
+
+
+def _read_nested(value: dict[str, Any]) -> ModelRef:
+    """A whole recipe in a model's place; it is read as one when the models are opened."""
+    given = value.get("name")
+    name = given if isinstance(given, str) and given else f"({value['merge_method']})"
+    return ModelRef(name, recipe=yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True), tree=value)
 
 
 def _read_part(value: object, ignored: list[RecipeError]) -> ModelRef:
@@ -207,7 +218,10 @@ def _text_schema(words: tuple[str, ...] = (), **more: Any) -> WithJsonSchema:
 _REFERENCE = {
     "anyOf": [
         {"type": "string", "description": "PATH[@REVISION][+ADAPTER[@REVISION]]: a local path or a Hub id"},
-        {"type": "object", "description": "{model: {path, revision}, lora: {path, revision}, override_architecture}"},
+        {
+            "type": "object",
+            "description": "{model: {path, revision}, lora: {path, revision}, override_architecture}, or a whole recipe",
+        },
     ]
 }
 Reference = Annotated[ModelRef, reader(read_reference), WithJsonSchema(_REFERENCE)]
@@ -294,11 +308,45 @@ class SliceKeys(Keys):
     residual_weight: Any = Field(None, description="accepted and not used, as in mergekit")
 
 
+_LAYERS = {"type": ["integer", "string"], "description": "a layer of the output, or first-last, both included"}
+_WORDS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+_KIND = {"anyOf": [{"enum": [*KINDS]}, {"type": "array", "items": {"enum": [*KINDS]}, "minItems": 1}]}
+_WHEN = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "description": "part of a tensor's name, a glob with *, ? or [, or /regex/"},
+        "layer": {"anyOf": [_LAYERS, {"type": "array", "items": _LAYERS, "minItems": 1}]},
+        "kind": _KIND,
+        "module": _WORDS,
+    },
+    "additionalProperties": False,
+    "minProperties": 1,
+}
+_BRICK = {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": ["object", "null"]}}]}
+Bricks = Annotated[
+    tuple[BrickUse, ...] | None,
+    reader(read_bricks),
+    WithJsonSchema({"anyOf": [*_BRICK["anyOf"], {"type": "array", "items": _BRICK}, {"type": "null"}]}),
+]
+
+
+class RuleKeys(Keys):
+    level = "a rule"
+    mends: ClassVar = {"method": "write 'merge_method'", "if": "write 'when'", "then": "write its keys beside 'when'"}
+    when: Annotated[When, reader(read_when), WithJsonSchema(_WHEN)] = Field(description="which tensors it is for")
+    merge_method: str | None = Field(None, description="their method, instead of the recipe's")
+    copy_from: Annotated[ModelRef | str | None, reader(read_copy), _text_schema(("base",))] = Field(
+        None, alias="copy", description="take them as they are from the base or from a model"
+    )
+    parameters: Parameters = Field({}, description="settings for them, before all others")
+    pre: Bricks = Field(None, description="bricks before the method, instead of the recipe's")
+    post: Bricks = Field(None, description="bricks after the method, instead of the recipe's")
+
+
 class ModuleKeys(Keys):
     level = "a module"
-    mends: ClassVar = dict.fromkeys(
-        ("base_model", "merge_method", "dtype"), "write it at the top level: it holds for all modules"
-    )
+    mends: ClassVar = dict.fromkeys(("base_model", "dtype"), "write it at the top level: it holds for all modules")
+    merge_method: str | None = Field(None, description="this module's method, instead of the recipe's")
     models: list[ModelKeys] | None = Field(None, description="the models, whole")
     slices: list[SliceKeys] | None = Field(None, description="the output's layers, slice by slice")
     parameters: Parameters = Field({}, description="settings for this module")
@@ -322,6 +370,14 @@ class RecipeKeys(Keys):
     dtype: DTypeName = Field(None, description="dtype of the merged weights")
     out_dtype: DTypeName = Field(None, description="dtype in which they are written, when it differs")
     parameters: Parameters = Field({}, description="settings for the whole merge")
+    rules: list[RuleKeys] | None = Field(None, description="the first that fits a tensor says how it is made")
+    otherwise: Annotated[Otherwise | None, reader(read_otherwise), _text_schema(("default", "error", "copy base"))] = (
+        Field(None, description="tensors that no rule fits: default (this recipe's method), copy base, error")
+    )
+    pre: Bricks = Field(
+        None, description="bricks before the method: what happens to each model's difference to the base"
+    )
+    post: Bricks = Field(None, description="bricks after the method: what happens to the merged difference")
     tokenizer: TokenizerKeys | None = Field(None, description="how the vocabularies are united")
     tokenizer_source: TokenizerSource | None = Field(None, description="older spelling of tokenizer: {source: …}")
     chat_template: Annotated[str | None, reader(_read_chat_template), _text_schema(("auto", *CHAT_TEMPLATES))] = Field(

@@ -21,6 +21,7 @@ from plait.recipe import document
 from plait.recipe import keys as k
 from plait.recipe.document import place
 from plait.recipe.grammar import Reading, kind_of, parse
+from plait.recipe.rules import DEFAULT, BrickUse, Otherwise, Rule
 from plait.recipe.setting import Setting
 from plait.types import ModelRef
 
@@ -29,22 +30,30 @@ Settings = Mapping[str, Setting]
 
 @dataclass(frozen=True)
 class Source:
-    """A model that takes part; `layers` is [first, end), or None for the whole model (an entry of `models:`)."""
+    """A model that takes part; `layers` is [first, end), or None for the whole model (an entry of `models:`).
+
+    `listed` is false for a base that takes part although it does not stand among the models.
+    """
 
     model: ModelRef
     layers: tuple[int, int] | None = None
     parameters: Settings = field(default_factory=dict)
     where: Where | None = field(default=None, compare=False)
+    listed: bool = True
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Some of the output's layers, made of equally many layers of each source; `base` replaces the recipe's."""
+    """Some of the output's layers, made of equally many layers of each source; `base` replaces the recipe's.
+
+    `method` is its module's, or the recipe's; None until `Recipe.resolved` has filled it in.
+    """
 
     sources: tuple[Source, ...]
     base: ModelRef | None = None
     parameters: Settings = field(default_factory=dict)
     where: Where | None = field(default=None, compare=False)
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class ModulePart:
     slices: tuple[Slice, ...] | None = None
     parameters: Settings = field(default_factory=dict)
     where: Where | None = field(default=None, compare=False)
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,10 @@ class Recipe:
     tokenizer: TokenizerRequest | None = None
     chat_template: str | None = None
     name: str | None = None
+    rules: tuple[Rule, ...] = ()
+    otherwise: Otherwise = DEFAULT
+    pre: tuple[BrickUse, ...] = ()
+    post: tuple[BrickUse, ...] = ()
     text: str = field(default="", compare=False, repr=False)
     path: str | None = field(default=None, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
@@ -125,13 +139,15 @@ class Recipe:
         slice, the module and the recipe: a parameter is looked for in the source's own settings, then in these in order.
         """
         for module, part in self.parts():
+            method = part.method or self.method
             for piece in part.slices or ():
                 scopes = piece.parameters, part.parameters, self.parameters
-                yield module, replace(piece, base=piece.base or self.base), scopes
+                yield module, replace(piece, base=piece.base or self.base, method=method), scopes
             if part.models:
-                listed = any(source.model == self.base for source in part.models)
-                added = () if listed or self.base is None else (Source(self.base, where=self.at("base_model")),)
-                whole = Slice((*part.models, *added), self.base, where=part.models[0].where)
+                there = any(source.model == self.base for source in part.models)
+                unlisted = Source(self.base, where=self.at("base_model"), listed=False) if self.base else None
+                added = () if there or unlisted is None else (unlisted,)
+                whole = Slice((*part.models, *added), self.base, where=part.models[0].where, method=method)
                 yield module, whole, (whole.parameters, part.parameters, self.parameters)
 
     def references(self) -> tuple[ModelRef, ...]:
@@ -142,9 +158,27 @@ class Recipe:
             for piece in part.slices or ():
                 found += [*(source.model for source in piece.sources), piece.base]
         found.append(self.base)
+        found += [self.otherwise.model, *(rule.copy for rule in self.rules)]
         if self.tokenizer:
             found += [self.tokenizer.source, *(rule.model for rule in self.tokenizer.tokens.values())]
         return tuple(dict.fromkeys(ref for ref in found if isinstance(ref, ModelRef)))
+
+    def methods(self) -> dict[str, Where | None]:
+        """Every merge method that the recipe names, with the place where it does so first; its own in front."""
+        found = {self.method: self.at("merge_method")}
+        for name, part in (self.modules or {}).items():
+            if part.method:
+                found.setdefault(part.method, self.at("modules", name, "merge_method"))
+        for i, rule in enumerate(self.rules):
+            if rule.method:
+                found.setdefault(rule.method, self.at("rules", i, "merge_method"))
+        return found
+
+    def bricks(self) -> Iterator[tuple[str, BrickUse]]:
+        """("pre" or "post", use) of every brick that the recipe names."""
+        for pre, post in ((self.pre, self.post), *((rule.pre, rule.post) for rule in self.rules)):
+            yield from (("pre", use) for use in pre or ())
+            yield from (("post", use) for use in post or ())
 
 
 def load(source: str | os.PathLike[str] | Mapping[str, Any], *, lenient: bool = False) -> Recipe:
@@ -213,6 +247,10 @@ def build(tree: object, text: str, path: str | None, *, lenient: bool = False) -
         _tokenizer(keys),
         keys.chat_template,
         keys.name,
+        tuple(_rule(rule, reading) for rule in keys.rules or ()),
+        _otherwise(keys, reading),
+        keys.pre or (),
+        keys.post or (),
         text,
         path,
         reading.conclude(),
@@ -281,10 +319,25 @@ def _modules(entries: Mapping[str, k.ModuleKeys] | None, reading: Reading) -> Ma
     if not entries:
         return None
     parts = {
-        name: ModulePart(_models(keys.models, reading), _slices(keys.slices, reading), keys.parameters, keys.where)
+        name: ModulePart(
+            _models(keys.models, reading), _slices(keys.slices, reading), keys.parameters, keys.where, keys.merge_method
+        )
         for name, keys in entries.items()
     }
     return parts
+
+
+def _rule(keys: k.RuleKeys, reading: Reading) -> Rule:
+    if keys.copy_from is not None and (keys.merge_method or keys.parameters or keys.pre or keys.post):
+        do = "keep 'copy', or the method and what belongs to it"
+        reading.refuse(RecipeError("a rule copies, or it merges", do=do), keys.where)
+    return Rule(keys.when, keys.merge_method, keys.copy_from, keys.parameters, keys.pre, keys.post, keys.where)
+
+
+def _otherwise(keys: k.RecipeKeys, reading: Reading) -> Otherwise:
+    if keys.otherwise and not keys.rules:
+        reading.ignore("'otherwise' without rules changes nothing", "add 'rules:', or delete it", keys.where)
+    return keys.otherwise or DEFAULT
 
 
 def _tokenizer(keys: k.RecipeKeys) -> TokenizerRequest | None:
