@@ -32,19 +32,24 @@ class _Rules:
 
 @dataclass
 class _Gap:
-    """Reasons by name; what is told of each."""
+    """What a model lacks and has to spare: name -> reason. `modules` are the reasons that are whole modules."""
 
     lacks: dict[str, str] = field(default_factory=dict)
     spare: dict[str, str] = field(default_factory=dict)
-    graft: bool = False
+    modules: set[str] = field(default_factory=set)
 
     def notes(self) -> Iterator[str]:
-        for reasons, verb in ((self.lacks, "it takes no part in"), (self.spare, "it is left out:")):
+        for reasons, what in ((self.lacks, "not merged with it"), (self.spare, "left out")):
             grouped: defaultdict[str, list[str]] = defaultdict(list)
             for name, reason in reasons.items():
                 if not (reasons is self.spare and name in self.lacks):
                     grouped[reason].append(name)
-            yield from (f"{reason}; {verb} {patterns(found)}" for reason, found in grouped.items())
+            for reason, found in grouped.items():
+                yield f"{reason}; {what}: {_tensors(len(found)) if reason in self.modules else patterns(found)}"
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor{'s' * (count != 1)}"
 
 
 def aligned(
@@ -133,12 +138,15 @@ def _gap(model: Model, reference: Model, rules: _Rules) -> _Gap:
     absent = [m for m in other.modules if (found := list(m.names())) and mine.keys().isdisjoint(found)]
     if len(absent) < len(other.modules):
         for module in absent:
-            gap.lacks |= dict.fromkeys(module.names(), f"{model.ref} has no {module.name}")
+            why = f"{model.ref} has no {module.name}"
+            gap.modules.add(why)
+            gap.lacks |= dict.fromkeys(module.names(), why)
     titles = {module.name for module in other.modules}
     foreign = [m for m in own.modules if m.name not in titles]
     for module in foreign:
-        gap.spare |= dict.fromkeys(module.names(), f"{reference.ref} has no {module.name}, {model.ref} has")
-    gap.graft = bool(gap.lacks or gap.spare)
+        why = f"{reference.ref} has no {module.name}, {model.ref} has"
+        gap.modules.add(why)
+        gap.spare |= dict.fromkeys(module.names(), why)
     different = _class(model) != _class(reference)
     for name in (n for n in theirs if n not in mine and n not in gap.lacks):
         if reason := _optional(name, other, own, different):
@@ -198,20 +206,26 @@ def _same_class(model: Model, reference: Model, gap: _Gap, rules: _Rules) -> Non
     """Refuse models of different classes, but for one that is a part of the other, or the same one with another head."""
     if rules.crimes or _class(model) == _class(reference):
         return
-    mine, theirs = model.arch.specs, reference.arch.specs
-    whole = all(n in mine or n in gap.lacks or n in reference.arch.tied or n in reference.arch.buffers for n in theirs)
-    whole = whole and all(
-        n in theirs or n in gap.spare or n in model.arch.tied or n in model.arch.buffers for n in mine
-    )
+    odd = [
+        f"{patterns(found)} in {one.ref} only"
+        for one, two in ((reference, model), (model, reference))
+        if (found := _unexplained(one.arch, two.arch, gap))
+    ]
     kin = _FAMILY.sub("", _class(model) or "?") == _FAMILY.sub("", _class(reference) or "")
-    if whole and (gap.graft or kin):
+    if not odd and (gap.modules or kin):
         return
     raise PlanError(
         "the models are of different architectures",
-        wanted="one architecture",
-        found=", ".join(f"{m.ref}: {_class(m) or 'unknown'}" for m in (reference, model)),
+        wanted="one architecture, or a part of it such as the text model of a vision-language model",
+        found="; ".join([", ".join(f"{m.ref}: {_class(m) or 'unknown'}" for m in (reference, model)), *odd]),
         do="pass --allow-crimes to merge the tensors that have the same names and shapes",
     )
+
+
+def _unexplained(one: Architecture, other: Architecture, gap: _Gap) -> list[str]:
+    """Tensors of one that the other has not, for no reason."""
+    known = gap.lacks.keys() | gap.spare.keys() | one.tied.keys() | other.tied.keys() | one.buffers
+    return [name for name in one.specs if name not in other.specs and name not in known]
 
 
 def patterns(found: Iterable[str]) -> str:

@@ -1,0 +1,58 @@
+"""One family after the other: a merge of three loads in transformers with every tensor in its place, and generates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationMixin, PreTrainedModel
+
+import make
+import plait
+from align.variants import other
+from arch.zoo import forward, load, pen, save
+
+__all__ = ["other", "pen"]
+
+DECODERS = ["llama", "mistral", "gpt2", "gpt-neox", "opt", "phi3", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2"]
+EXPERTS = ["mixtral", "qwen2-moe", "qwen3-moe", "deepseek-v3", "gpt-oss", "llama4", "olmoe"]
+SEVERAL = [
+    "llava",
+    "qwen2-vl",
+    "qwen2.5-vl",
+    "qwen3-vl",
+    "gemma3-vl",
+    "idefics3",
+    "clip",
+    "t5",
+    "bart",
+    "whisper",
+    "wav2vec2",
+]
+ENCODERS = ["bert", "roberta", "modernbert", "vit"]
+
+
+def generate(model: PreTrainedModel) -> torch.Tensor:
+    """Four new tokens after eight, or after a short sound."""
+    inputs: dict[str, Any] = {"input_ids": torch.arange(3, 11)[None]}
+    if type(model).__name__.startswith("Whisper"):
+        inputs = {"input_features": torch.linspace(-1, 1, 8 * 32).reshape(1, 8, 32)}
+    made: torch.Tensor = model.generate(**inputs, min_new_tokens=4, max_new_tokens=4, do_sample=False, use_cache=False)  # type: ignore[operator]
+    return made
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, *SEVERAL, *ENCODERS])
+def test_a_merge_loads_and_generates(name: str, pen: Path, other: Callable[..., Path], tmp_path: Path) -> None:
+    """Task arithmetic of two fine-tunes: transformers finds each tensor and no other, computes, and generates if it can."""
+    base, a, b = save(name, pen), other(name, "a", seed=1), other(name, "b", seed=2)
+    merge = plait.merge(make.recipe("task_arithmetic", a, b, base=base, parameters={"weight": 0.5}))
+    assert all(step.method for step in merge.plan.steps if step.spec.floating)
+    merge.save(tmp_path / "out")
+    model = load(tmp_path / "out", name)
+    assert torch.isfinite(forward(model)).all()
+    assert not torch.equal(forward(model), forward(load(base, name)))
+    if isinstance(model, GenerationMixin):
+        assert generate(model).shape[1] >= 4
