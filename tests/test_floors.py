@@ -79,6 +79,7 @@ TOP = {
 LAZY = {
     "torch": {"front", "lazy", "checkpoint", "cli"},
     "huggingface_hub": {"checkpoint"},
+    "gguf": {"checkpoint"},
     "jinja2": {"output"},
     "transformers": {"front", "demo"},
     "rich": {"cli", "demo"},

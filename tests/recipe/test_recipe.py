@@ -190,7 +190,6 @@ def test_unknown_keys(text: str, line: int, words: str) -> None:
         ("merge_method: linear\nmodels:\n  - a\n", 3, "a mapping"),
         ("merge_method: linear\nmodels:\n  - model: 7\n", 3, "quote it"),
         ("merge_method: linear\nmodels:\n  - model: a@b@c\n", 3, "more than one '@'"),
-        ("merge_method: linear\nmodels:\n  - model: x.Q4_K.gguf\n", 3, "GGUF"),
         ("merge_method: linear\nmodels:\n  - model: {NAME}\n", 3, "not filled in"),
         ("merge_method: linear\nmodels:\n  - model: ...\n", 3, "left out"),
         ("merge_method: linear\nmodels:\n  - {model: a}\n  - {model: ./a/}\n", 4, "stands twice"),

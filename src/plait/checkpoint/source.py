@@ -74,7 +74,8 @@ def open_model(
     folder = repo.folder if repo else local
     assert folder is not None
     if folder.is_file():
-        return Opened(ref, None, None, _weights([folder], {}), (folder,))
+        weights = _weights([folder], {"architectures": [ref.architecture]} if ref.architecture else {})
+        return Opened(ref, None, None, weights, getattr(weights, "files", (folder,)))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     classes = config.get("architectures") or []
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
@@ -146,7 +147,9 @@ def _weights(files: list[Path], config: dict[str, Any]) -> Checkpoint:
     if files[0].suffix == ".safetensors":
         return SafetensorsFiles(files, config)
     if files[0].suffix == ".gguf":
-        raise ModelError(f"{files[0]} is a GGUF file", wanted="safetensors", do="convert it to a model directory first")
+        from plait.checkpoint.gguf import open_gguf
+
+        return open_gguf(files[0], config)
     from plait.checkpoint.pickled import PickledFiles
 
     return PickledFiles(files, config)

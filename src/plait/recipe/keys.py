@@ -36,12 +36,7 @@ def read_reference(value: object, ignored: list[RecipeError]) -> ModelRef:
             raise RecipeError("'model:' before a model is an old spelling", found=repr(value), do=do)
         if value.strip("<>{}[] ") in ("...", "…", ""):
             raise RecipeError("the model is left out", found=repr(value), do="write a path or a Hub id")
-        ref = ModelRef.parse(value)
-        for path in (ref.path, ref.adapter or ""):
-            if path.lower().endswith(".gguf"):
-                do = "use the original checkpoint, in safetensors; convert the merged model to GGUF afterwards"
-                raise RecipeError("a quantised GGUF file cannot be merged", found=path, do=do)
-        return ref
+        return ModelRef.parse(value)
     if isinstance(value, dict) and "merge_method" in value:
         return _read_nested(value)
     if isinstance(value, dict):
