@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from plait.align.experts import layout_of
 from plait.errors import Where
 from plait.estimate import Estimate
 from plait.method import Declared
@@ -136,6 +137,7 @@ def model_json(model: Model) -> dict[str, Any]:
             if arch.vocab_axis(name) is not None
         },
         "tied": dict(arch.tied),
+        "experts": str(layout) if (layout := layout_of(specs)) else None,
         "buffers": sorted(arch.buffers),
         "parameters_by_kind": dict(sorted(kinds.items(), key=lambda item: -item[1])),
     }

@@ -43,6 +43,8 @@ def command(model: str, cache: str | None, as_json: bool) -> None:
         click.echo(f"vocabulary: {name} {shape}")
     for head, embedding in facts["tied"].items():
         click.echo(f"tied: {head} is {embedding}")
+    if facts["experts"]:
+        click.echo(f"experts: {facts['experts']}")
     if facts["buffers"]:
         click.echo(f"buffers: {', '.join(facts['buffers'])}")
     total = max(1, facts["parameters"])
