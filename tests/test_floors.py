@@ -35,6 +35,7 @@ ROOMS = [
         "fit",
         "strands",
         "align",
+        "vocabulary",
         "plan",
     ),
     *(
@@ -63,6 +64,7 @@ TOP = {
         "ops",
         "checkpoint",
         "methods",
+        "vocabulary",
         "compute",
         "run",
         "writer",
@@ -72,7 +74,7 @@ TOP = {
     "yaml": {"recipe", "output", "demo"},
     "pydantic": {"recipe"},
     "pydantic_core": {"recipe"},
-    "numpy": {"evaluate"},
+    "numpy": {"vocabulary", "evaluate"},
     "click": {"cli"},
 }
 #: and inside of a function, where they are used
@@ -82,6 +84,7 @@ LAZY = {
     "gguf": {"checkpoint"},
     "jinja2": {"output"},
     "transformers": {"front", "demo"},
+    "tokenizers": {"vocabulary"},
     "rich": {"cli", "demo"},
 }
 

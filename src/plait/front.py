@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +17,14 @@ from plait.checkpoint.source import Opened, fetched, local_path, open_model
 from plait.errors import PlaitError, Problems, RecipeError, Where, raise_all
 from plait.layout import SHARD_SIZE
 from plait.output.save import Saved, save
-from plait.output.sidefiles import check_vocabulary, side_files
-from plait.plan import Options, Plan, make_plan
+from plait.output.sidefiles import side_files
+from plait.plan import Input, Options, Plan, make_plan
 from plait.recipe import Recipe, kinds, load
 from plait.recipe.load import build
 from plait.run import OnDemand, Progress, tensor, tensors
 from plait.strands import Model
 from plait.types import CODES, DTYPES, MERGEABLE, ModelRef, TensorSpec
+from plait.vocabulary.shared import one_vocabulary, unlike
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,8 +214,13 @@ class _Preparing:
             truncate_embeddings=self.options.truncate_embeddings,
             expert_layout=self.options.expert_layout,
         )
-        plan = make_plan(recipe, models, self.options)
-        notes = (*recipe.warnings, *warnings, *told, *check_vocabulary(plan), *side_files(plan).notes)
+        models, vocabulary = one_vocabulary(recipe, models, self.options.truncate_embeddings)
+        plan = make_plan(recipe, models, self.options).with_vocabulary(vocabulary)
+        rows = dict.fromkeys(
+            i.model for step in plan.steps if step.layer is None for i in step.sources() if _by_token(models, i)
+        )
+        unlikely = () if vocabulary or not rows else unlike([models[i] for i in rows])
+        notes = (*recipe.warnings, *warnings, *told, *unlikely, *side_files(plan).notes)
         return plan.with_notes(notes)
 
     def open(self, ref: ModelRef, recipe: Recipe, within: tuple[str, ...]) -> Opened:
@@ -243,6 +249,11 @@ class _Preparing:
         if file is None or not file.is_file():
             return None
         return load(file, lenient=self.lenient), os.path.realpath(file)
+
+
+def _by_token(models: Sequence[Model], source: Input) -> bool:
+    """Whether the rows of an input are a vocabulary's."""
+    return models[source.model].arch.vocab_axis(source.name) is not None
 
 
 def _code(dtype: str | None) -> str | None:

@@ -35,6 +35,7 @@ def plan_json(plan: Plan, cost: Estimate) -> dict[str, Any]:
         ],
         "shards": [{"file": shard.filename, "bytes": shard.nbytes} for shard in plan.shards],
         "not_in_the_output": [{"model": d.model, "reason": d.reason, "tensors": list(d.names)} for d in plan.dropped],
+        "vocabulary": _vocabulary(plan),
         "notes": list(plan.notes),
         "config": dict(plan.config),
         "totals": {
@@ -72,6 +73,18 @@ def _input(plan: Plan, source: Input) -> dict[str, Any]:
         "dtype": spec.dtype,
         "shape": list(spec.shape),
         "rows": source.rows,
+    }
+
+
+def _vocabulary(plan: Plan) -> dict[str, Any] | None:
+    if plan.vocabulary is None:
+        return None
+    made = plan.vocabulary
+    return {
+        "tokens": len(made.tokens.ids),
+        "rows": made.rows,
+        "tokenizer_from": made.source,
+        "rows_of": dict(made.origins),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -43,6 +44,13 @@ DTYPES = {
 MERGEABLE = ("F64", "F32", "F16", "BF16")
 #: name in recipes and configs -> safetensors code
 CODES = {dtype.name: code for code, dtype in DTYPES.items()}
+
+
+def promoted(codes: Collection[str]) -> str:
+    """The dtype code of a result of inputs with these codes: their own, or the smallest that holds them all."""
+    if len(codes) == 1:
+        return next(iter(codes))
+    return "F64" if "F64" in codes else "F32"
 
 
 @dataclass(frozen=True, slots=True)

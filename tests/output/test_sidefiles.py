@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import make
 import plait
-from plait.errors import PlaitError, PlanError
+from plait.errors import PlanError
 from plait.output.provenance import fingerprint
 from plait.output.templates import NAMED
 
@@ -107,15 +107,31 @@ def test_named_templates_render() -> None:
         assert "answer" in shown, name
 
 
-def test_different_vocabularies(models: list[Path]) -> None:
-    """A request for one tokenizer is met where all agree, and refused before the work where rows would have to move."""
-    recipe = make.recipe("linear", *models, tokenizer_source="union")
-    plait.merge(recipe)
-    other = make.tokenizer(16)
-    other["model"]["vocab"] |= {"w3": 4, "w4": 3}
-    make.write_json(models[1] / "tokenizer.json", other)
-    with pytest.raises(PlaitError, match="different vocabularies"):
-        plait.merge(recipe)
+def test_broken_templates(models: list[Path], tmp_path: Path) -> None:
+    """A template that is not Jinja is refused before the work, with its line and whose it is; none is ever rendered."""
+    broken = "{% for m in messages %}\n{{ m.content }}\n{% endfo %}"
+    (error,) = plait.check(make.recipe("linear", *models, chat_template=broken))
+    assert "the chat template of the recipe cannot be parsed" in str(error)
+    assert "line 3" in str(error)
+    for folder in models:
+        (folder / "chat_template.jinja").write_text(broken)
+    (error,) = plait.check(make.recipe("linear", *models, chat_template="auto"))
+    assert f"the chat template of {models[0]} cannot be parsed" in str(error)
+    good = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% break %}{% endgeneration %}{% endfor %}{{ 1 // 0 }}"
+    )
+    assert plait.check(make.recipe("linear", *models, chat_template=good)) == []
+
+
+def test_origins(models: list[Path]) -> None:
+    """Whose each file beside the weights is, is told in the notes where they are not all of one model."""
+    (models[1] / "chat_template.jinja").write_text(TEMPLATE)
+    for name in "ac":
+        make.write_json(models["abc".index(name)] / "tokenizer_config.json", {})
+    notes = plait.merge(make.recipe("linear", *models, chat_template="auto")).plan.notes
+    assert f"of {models[1]}: chat_template.jinja" in notes
+    assert any(note.startswith(f"of {models[0]}: tokenizer.json, ") for note in notes)
+    assert not any(note.startswith("of ") for note in plait.merge(make.recipe("linear", *models)).plan.notes)
 
 
 ODD = ["[1]", "3", "null", "{", '{"model": 3}', '{"model": {"vocab": 3}}', '{"model": {"vocab": [["a", 1], []]}}', ""]

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from plait.checkpoint.directory import read_json
 from plait.checkpoint.source import Opened
 from plait.errors import ModelError, PlanError
-from plait.output.templates import NAMED
+from plait.output.templates import NAMED, syntax
 from plait.plan import Plan
 
 TOKENIZER = (
@@ -59,10 +60,11 @@ def clear(out: Path) -> None:
 
 @dataclass(frozen=True)
 class SideFiles:
-    """What is copied (name in the output -> file), and what is written instead (name -> text)."""
+    """What is copied (name in the output -> file), what is written instead (name -> text), and whose each of them is."""
 
     copied: Mapping[str, Path]
     texts: Mapping[str, str]
+    origins: Mapping[str, str]
     notes: tuple[str, ...]
 
     @property
@@ -70,8 +72,7 @@ class SideFiles:
         """Whether there is a template for conversations among them."""
         if "chat_template.jinja" in (names := {*self.copied, *self.texts}) or "chat_template.json" in names:
             return True
-        settings = self.copied.get("tokenizer_config.json")
-        return settings is not None and bool(read_json(settings).get("chat_template"))
+        return bool(_settings(self.copied, self.texts, "tokenizer_config.json").get("chat_template"))
 
     def write(self, out: Path) -> list[Path]:
         for name, path in self.copied.items():
@@ -83,27 +84,61 @@ class SideFiles:
 
 
 def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
-    """Decide what goes beside the weights; raises `PlanError` for a tokenizer or template that cannot be given."""
+    """Decide what goes beside the weights; raises `PlanError` for a template that cannot be given.
+
+    A tokenizer that the recipe asks for is written whatever `copy_tokenizer` says.
+    """
+    donor = plan.models[plan.donor]
     tokenizer = plan.models[tokenizer_donor(plan)]
     template = _template(plan)
-    texts = {} if template is None else {"chat_template.jinja": template}
-    notes = []
     copied: dict[str, Path] = {}
-    if copy_tokenizer:
+    texts: dict[str, str] = {}
+    notes = []
+    if copy_tokenizer or plan.recipe.tokenizer:
         copied |= _found(tokenizer.opened, TOKENIZER)
         if not copied:
             notes.append(f"{tokenizer.ref} has no tokenizer files")
+        made = plan.vocabulary.files if plan.vocabulary else {}
+        copied = {name: path for name, path in copied.items() if name not in made}
+        texts |= {name: text for name, text in made.items() if text is not None}
+        if left := [name for name, text in made.items() if text is None]:
+            notes.append(f"{', '.join(left)} of {tokenizer.ref} cannot hold the output's tokens: left out")
         if template is None:
             copied |= _found(tokenizer.opened, TEMPLATES, f"{NAMED_TEMPLATES}/*.jinja")
-    copied |= _found(plan.models[plan.donor].opened, OTHERS)
-    if template is not None and "tokenizer_config.json" in copied:
-        settings = read_json(copied["tokenizer_config.json"])
+    origins = dict.fromkeys([*copied, *texts], str(tokenizer.ref))
+    others = _found(donor.opened, OTHERS)
+    copied |= others
+    origins |= dict.fromkeys(others, str(donor.ref))
+    if plan.vocabulary and plan.vocabulary.moves and (path := copied.get("generation_config.json")):
+        del copied["generation_config.json"]
+        texts["generation_config.json"] = _json(plan.vocabulary.follow(read_json(path)))
+    if template is not None:
+        texts["chat_template.jinja"], origins["chat_template.jinja"] = template
+        settings = _settings(copied, texts, "tokenizer_config.json")
         if settings.pop("chat_template", None) is not None:  # a second template, which some loaders prefer
-            del copied["tokenizer_config.json"]
-            texts["tokenizer_config.json"] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+            copied.pop("tokenizer_config.json", None)
+            texts["tokenizer_config.json"] = _json(settings)
     if "auto_map" in plan.config:
-        notes.append(f"config.json names Python code of {plan.models[plan.donor].ref} (auto_map), which is not copied")
-    return SideFiles(copied, texts, tuple(notes))
+        notes.append(f"config.json names Python code of {donor.ref} (auto_map), which is not copied")
+    if len(whose := dict.fromkeys(origins.values())) > 1:
+        notes += [f"of {each}: " + ", ".join(name for name in origins if origins[name] == each) for each in whose]
+    return SideFiles(copied, texts, origins, tuple(notes))
+
+
+def tokenizer_donor(plan: Plan) -> int:
+    """The model whose tokenizer the output takes: the one that the recipe names, else the config's."""
+    return plan.vocabulary.source if plan.vocabulary else plan.donor
+
+
+def _settings(copied: Mapping[str, Path], texts: Mapping[str, str], name: str) -> dict[str, Any]:
+    """A JSON file of the output, which is written or copied; empty when it is neither."""
+    if name in texts:
+        return dict(json.loads(texts[name]))
+    return read_json(copied[name]) if name in copied else {}
+
+
+def _json(data: object) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def _found(opened: Opened, names: Sequence[str], pattern: str = "") -> dict[str, Path]:
@@ -115,24 +150,34 @@ def _found(opened: Opened, names: Sequence[str], pattern: str = "") -> dict[str,
     return listed | {str(p.relative_to(folder)): p for p in (sorted(folder.glob(pattern)) if pattern else ())}
 
 
-def _template(plan: Plan) -> str | None:
-    """The text of the recipe's chat template; None to leave the donor's alone."""
-    wanted = plan.recipe.chat_template
+def _template(plan: Plan) -> tuple[str, str] | None:
+    """The recipe's chat template and whose it is; None to leave the donor's alone."""
+    wanted, where = plan.recipe.chat_template, plan.recipe.at("chat_template")
     if wanted is None:
         return None
-    if wanted == "auto":
-        found = [text for model in plan.models if (text := _template_of(model.opened.folder))]
-        return Counter(found).most_common(1)[0][0] if found else None
     if wanted in NAMED:
-        return NAMED[wanted]
-    if len(wanted) >= 20 and "{" in wanted:
-        return wanted
-    raise PlanError(
-        f"there is no chat template {wanted!r}",
-        wanted="auto, a template's text, or one of " + ", ".join(NAMED),
-        found=wanted,
-        where=plan.recipe.at("chat_template"),
-    )
+        return NAMED[wanted], "plait"
+    if wanted == "auto":
+        found = [(text, str(model.ref)) for model in plan.models if (text := _template_of(model.opened.folder))]
+        if not found:
+            return None
+        text = Counter(text for text, _ in found).most_common(1)[0][0]
+        whose = next(ref for found_text, ref in found if found_text == text)
+    elif len(wanted) >= 20 and "{" in wanted:
+        text, whose = wanted, "the recipe"
+    else:
+        raise PlanError(
+            f"there is no chat template {wanted!r}",
+            wanted="auto, a template's text, or one of " + ", ".join(NAMED),
+            found=wanted,
+            where=where,
+        )
+    if fault := syntax(text):
+        do = "name one of " + ", ".join(NAMED) if wanted == "auto" else "mend the template"
+        raise PlanError(
+            f"the chat template of {whose} cannot be parsed", wanted="Jinja", found=fault, do=do, where=where
+        )
+    return text, whose
 
 
 def _template_of(folder: Path | None) -> str | None:
@@ -146,65 +191,3 @@ def _template_of(folder: Path | None) -> str | None:
     config = folder / "tokenizer_config.json"
     text = read_json(config).get("chat_template") if config.is_file() else None
     return text.strip() if isinstance(text, str) else None
-
-
-def check_vocabulary(plan: Plan) -> tuple[str, ...]:
-    """What the recipe's tokenizer request comes to; raises `PlanError` where rows would have to be moved."""
-    request = plan.recipe.tokenizer
-    if request is None:
-        return ()
-    taking = {source.model for step in plan.steps for source in step.sources()} | {plan.donor, tokenizer_donor(plan)}
-    vocabularies = {plan.models[i].ref: _vocabulary(plan.models[i].opened.folder) for i in sorted(taking)}
-    where = plan.recipe.at("tokenizer") or plan.recipe.at("tokenizer_source")
-    if request.tokens or request.pad_to_multiple_of:
-        raise PlanError(
-            "this version cannot move or add rows of the vocabulary",
-            wanted="a tokenizer without tokens and pad_to_multiple_of",
-            found="tokens" if request.tokens else "pad_to_multiple_of",
-            do="take them out of the recipe",
-            where=where,
-        )
-    if unknown := [str(ref) for ref, v in vocabularies.items() if v is None]:
-        raise PlanError(
-            "the recipe asks for a tokenizer, and there are models without one that can be read",
-            wanted="tokenizer.json, tokenizer.model or vocab.json in each model",
-            found="none in " + ", ".join(unknown),
-            do="take 'tokenizer' out of the recipe if all models have one vocabulary, or add the file",
-            where=where,
-        )
-    different = [str(ref) for ref, v in vocabularies.items() if v != next(iter(vocabularies.values()))]
-    if different:
-        raise PlanError(
-            "the models have different vocabularies, and this version cannot realign them",
-            wanted="the same tokens with the same ids in every model",
-            found=f"{', '.join(different)} differ from {next(iter(vocabularies))}",
-            do="merge models with one vocabulary",
-            where=where,
-        )
-    return (f"tokenizer: the vocabularies of all {len(vocabularies)} models are the same; nothing is realigned",)
-
-
-def tokenizer_donor(plan: Plan) -> int:
-    """The model whose tokenizer the output takes: the one that the recipe names, else the config's."""
-    source = plan.recipe.tokenizer.source if plan.recipe.tokenizer else None
-    return next((i for i, model in enumerate(plan.models) if model.ref == source), plan.donor)
-
-
-def _vocabulary(folder: Path | None) -> object:
-    """What two folders with one vocabulary have in common: token -> id, or the bytes of tokenizer.model; None without any."""
-    if folder is None:
-        return None
-    if (path := folder / "tokenizer.json").is_file():
-        data = read_json(path)
-        model = data.get("model")
-        vocab = model.get("vocab") if isinstance(model, dict) else None
-        try:
-            tokens = vocab if isinstance(vocab, dict) else {str(entry[0]): i for i, entry in enumerate(vocab or [])}
-            return {**tokens, **{entry["content"]: entry["id"] for entry in data.get("added_tokens") or []}}
-        except (TypeError, LookupError) as error:
-            raise ModelError(
-                f"{path} holds no vocabulary", wanted="model.vocab and added_tokens", found=f"{error}"
-            ) from error
-    if (folder / "vocab.json").is_file():
-        return dict(read_json(folder / "vocab.json"))
-    return (folder / "tokenizer.model").read_bytes() if (folder / "tokenizer.model").is_file() else None

@@ -63,3 +63,27 @@ EXAONE = """\
 """
 
 NAMED = {"alpaca": ALPACA, "chatml": CHATML, "exaone": EXAONE, "llama3": LLAMA3, "mistral": MISTRAL}
+
+
+def syntax(text: str) -> str | None:
+    """What is wrong with a template, or None. It is parsed as transformers does, in the sandbox, and never rendered."""
+    from jinja2 import TemplateSyntaxError, nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}`, by which templates mark what the model says."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    extensions = [Generation, "jinja2.ext.loopcontrols"]
+    try:
+        ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions).parse(text)
+    except (TemplateSyntaxError, RecursionError) as error:
+        return f"line {getattr(error, 'lineno', '?')}: {error}"
+    return None

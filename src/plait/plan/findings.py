@@ -49,7 +49,7 @@ class Findings:
         for (vocabulary, shapes), names in self._shapes.items():
             do = "merge models of one size"
             if vocabulary:
-                do = "merge models with one vocabulary, or pass --unsafe-truncate-embeddings to cut to the shortest"
+                do = "write tokenizer: {source: base} (or union), or pass --unsafe-truncate-embeddings to cut to the shortest"
             what = "the models differ in the shape of " + some(names)
             found.append(PlanError(what, wanted="one shape", found=shapes, do=do))
         return found

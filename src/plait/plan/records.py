@@ -13,6 +13,7 @@ from plait.method import Method
 from plait.recipe import Recipe, Rule
 from plait.strands import Model
 from plait.types import TensorSpec
+from plait.vocabulary.shared import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Plan:
     notes: tuple[str, ...]
     seed: int
     options: Options
+    vocabulary: Vocabulary | None = None  # where the models' rows were realigned, or a tokenizer was asked for
     memo: dict[Any, Any] = field(
         default_factory=dict, compare=False, repr=False
     )  # surveys of the whole model, once made
@@ -106,6 +108,14 @@ class Plan:
 
     def with_notes(self, notes: Sequence[str]) -> Plan:
         return replace(self, notes=tuple(dict.fromkeys((*notes, *self.notes))))
+
+    def with_vocabulary(self, vocabulary: Vocabulary | None) -> Plan:
+        """The plan of models that were realigned to `vocabulary`, with what there is to say about it."""
+        if vocabulary is None:
+            return self
+        told = vocabulary.origins
+        steps = tuple(replace(s, note=s.note or told.get(s.name)) if s.name in told else s for s in self.steps)
+        return replace(self, steps=steps, vocabulary=vocabulary, notes=(*self.notes, *vocabulary.notes))
 
     def step(self, name: str) -> Step:
         """The step of one output tensor; raises `PlanError` with the nearest name."""

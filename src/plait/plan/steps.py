@@ -16,7 +16,7 @@ from plait.plan.values import Scopes, values
 from plait.recipe import BrickUse, Recipe, Settings
 from plait.recipe.setting import position
 from plait.strands import Band, Model, Strand
-from plait.types import MERGEABLE, TensorSpec
+from plait.types import MERGEABLE, TensorSpec, promoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Builder:
         dtype = (
             self.recipe.out_dtype
             or self.recipe.dtype
-            or _promoted({home(self.models[each.model].opened.checkpoint, each.name) for each in taken})
+            or promoted({home(self.models[each.model].opened.checkpoint, each.name) for each in taken})
         )
         try:
             step = self._merged(name, TensorSpec(dtype, shape), taken, inputs, band, choice, t, layer)
@@ -280,10 +280,3 @@ def _reference_first(band: Band) -> list[Strand]:
     """The strands with the base in front: it decides the order of names, and how they are spelt."""
     reference = band.strands[band.base or 0]
     return [reference, *(s for s in band.strands if s is not reference)]
-
-
-def _promoted(codes: set[str]) -> str:
-    """The dtype of the result when the recipe names none: the inputs' own, or the smallest that holds them all."""
-    if len(codes) == 1:
-        return next(iter(codes))
-    return "F64" if "F64" in codes else "F32"
