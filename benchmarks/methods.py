@@ -2,8 +2,8 @@
 
     python benchmarks/methods.py [--methods ties,linear] [--count 500] [--peer PATH/TO/mergekit-yaml] [--plot FILE.svg]
 
-Methods run at their defaults but for `CHOICES`, on base, add, rev and src, and print as one Markdown table by name. Seconds are
-the best of three merges in memory, planning included. The peer's models are scored by the same code.
+Methods run at their defaults but for `CHOICES`, on base, add, rev and src, and print as one Markdown table by name; each brick
+stands around `task_arithmetic`. Seconds are the best of three merges in memory, planning included. The peer's models are scored by the same code.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 import plait
+from plait.bricks import bricks
 from plait.demo.score import HERE, SKILLS, score
 from plait.demo.story import Row, Story
 from plait.method import REQUIRED
@@ -43,6 +44,9 @@ CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "passthrough": ({"models": ("add",)}, "takes one model: add, unchanged"),
     "slerp": (PAIR | {"t": 0.5}, f"{TWO}: half way from add to rev; t has no default"),
     "ties": ({"density": 0.5}, TRIM),
+    "scale": ({"factor": 0.5}, "it has no default"),
+    "star": ({"weight": 0.33}, "the paper averages"),
+    "subspace_boost": ({"then": "norm_guard"}, "it enlarges the change"),
 }
 #: the methods that mergekit 0.1.5 has, too
 THEIRS = (
@@ -53,6 +57,11 @@ THEIRS = (
 
 def recipe(name: str) -> dict[str, Any]:
     """The method's recipe: all specialists, the base where there is a use for it, weights that have no default at 1."""
+    if name in bricks():
+        values = dict(CHOICES.get(name, ({}, ""))[0])
+        weight, then = values.pop("weight", 1.0), values.pop("then", None)
+        around = {bricks()[name].at: [{name: values} if values else name, *([then] if then else [])]}
+        return {**recipe("task_arithmetic"), "parameters": {"weight": weight}, **around}
     method, (given, _) = registry()[name], CHOICES.get(name, ({}, ""))
     values = {p.name: 1.0 for p in method.parameters if p.name == "weight" and p.default is REQUIRED} | given
     models, base = values.pop("models", SPECIALISTS), values.pop("base_model", "base")
@@ -145,7 +154,7 @@ def plot(story: Story, file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--methods", default=",".join(registry()), help="names, with commas; all by default")
+    parser.add_argument("--methods", default=",".join([*registry(), *bricks()]), help="names, with commas; all by default")
     parser.add_argument("--count", type=int, help="questions a skill; all 500 by default")
     parser.add_argument("--peer", help="mergekit-yaml of an environment of its own")
     parser.add_argument("--plot", type=Path, help="an SVG file to draw; needs matplotlib")

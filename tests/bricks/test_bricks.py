@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from plait.compute import merge_tensors
 from plait.method import bind
 from plait.methods import registry
 from plait.ops.random import uniform
+from plait.testing.methods import check
 
 WEIGHTS = [0.7, 0.5, 1.1]
 NAME = "model.layers.1.mlp.up_proj.weight"
@@ -171,14 +173,31 @@ def test_pieces_do_not_matter(name, method):
         assert all(torch.equal(x, y) for x, y in zip(before, [base, *models], strict=True))
 
 
-@pytest.mark.parametrize("name", sorted(bricks()))
-def test_no_change_stays_no_change(name):
-    """Models equal to the base give the base, bit for bit, whatever brick there is."""
-    base, _ = drawn((20, 30))
-    base = base.float()
-    brick = {name: CHANGING.get(name, {})}
-    around_it = {"pre": brick} if bricks()[name].at == "pre" else {"post": brick}
-    assert torch.equal(summed(base=base, models=[base] * 3, **around_it), base)
+@pytest.mark.parametrize("brick", bricks().values(), ids=lambda b: b.name)
+def test_every_brick_keeps_the_contract(brick):
+    """Each keeps the laws of methods around a mean: shapes, dtypes, pieces, no change, NaN, a page and a paper; one file each."""
+    assert check(brick) == []
+    assert inspect.getmodule(brick.function).__name__ == f"plait.bricks.{brick.name}"
+
+
+def test_a_brick_that_breaks_the_contract_is_found(tmp_path):
+    """A brick of a user's file is loaded and checked like a method: one that depends on the piece is told."""
+    path = tmp_path / "whiten.py"
+    path.write_text(
+        """Divide by the largest entry.
+
+Reference: Nobody, Nothing, https://example.org
+""".join(['"""', '"""\n'])
+        + "from dataclasses import dataclass\nfrom plait.brick import brick\n"
+        "@dataclass(frozen=True)\nclass Params:\n    pass\n"
+        "@brick(Params, at='post')\ndef whiten(piece, p):\n    return piece.merged / piece.merged.abs().max().clamp(min=1e-9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "plait", "methods", "--check", str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "whiten: breaks" in done.stdout
+    assert "pieces" in done.stdout
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs"])
@@ -193,12 +212,3 @@ def test_bricks_that_do_nothing_leave_every_bit(method):
     assert torch.equal(plain, merge_tensors(inner, bind(inner, values), models, base, name=NAME, seed=3))
     neutral = summed({"trim": {"density": 1.0}}, {"scale": {"factor": 1.0}}, base, models, method)
     assert torch.equal(neutral, plain)
-
-
-@pytest.mark.parametrize("brick", bricks().values(), ids=lambda b: b.name)
-def test_every_brick_documents_itself(brick):
-    """Each is one file of its name, with a paper, a page, and a sentence for every parameter."""
-    assert inspect.getmodule(brick.function).__name__ == f"plait.bricks.{brick.name}"
-    assert "https://" in brick.reference
-    assert brick.summary.endswith(".")
-    assert [f.metadata["doc"][-1] for f in fields(brick.params)] == ["."] * len(brick.parameters)

@@ -39,7 +39,7 @@ def {name}(p, _):
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test loads is not there for the next."""
-    monkeypatch.setattr(methods, "_loaded", {})
+    monkeypatch.setattr(methods, "loaded", {})
 
 
 def written(folder: Path, name: str = "keep_first", first: str = "1.0") -> Path:

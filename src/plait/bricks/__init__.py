@@ -10,11 +10,17 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from plait.brick import Brick
+from plait import methods
+
+
+def bricks() -> Mapping[str, Brick]:
+    """Name -> brick: plait's own, those of installed packages (entry-point group `plait.bricks`), those of `methods.load`."""
+    own = {name: part for name, part in methods.loaded.items() if isinstance(part, Brick)}
+    return MappingProxyType(dict(sorted({**own, **_installed()}.items()))) if own else _installed()
 
 
 @cache
-def bricks() -> Mapping[str, Brick]:
-    """Name -> brick: plait's own, and those of installed packages (entry-point group `plait.bricks`)."""
+def _installed() -> Mapping[str, Brick]:
     found: dict[str, Brick] = {}
     for module in pkgutil.iter_modules(__path__):
         if not module.name.startswith("_"):

@@ -13,15 +13,18 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 
+from plait.brick import Brick
 from plait.errors import PlanError
 from plait.method import Method
 
-_loaded: dict[str, Method] = {}
+#: what `load` found, by name
+loaded: dict[str, Method | Brick] = {}
 
 
 def registry() -> Mapping[str, Method]:
     """Name -> method: plait's own, those of installed packages (entry-point group `plait.methods`), those of `load`."""
-    return MappingProxyType(dict(sorted({**_loaded, **_installed()}.items()))) if _loaded else _installed()
+    own = {name: part for name, part in loaded.items() if isinstance(part, Method)}
+    return MappingProxyType(dict(sorted({**own, **_installed()}.items()))) if own else _installed()
 
 
 @cache
@@ -37,10 +40,10 @@ def _installed() -> Mapping[str, Method]:
     return MappingProxyType(dict(sorted(found.items())))
 
 
-def load(path: str | os.PathLike[str]) -> list[Method]:
-    """Run a Python file of the user's and register the methods that it defines, for this process.
+def load(path: str | os.PathLike[str]) -> list[Method | Brick]:
+    """Run a Python file of the user's and register the methods and bricks that it defines, for this process.
 
-    Raises `PlanError` when it cannot be run, defines no method, or takes the name of a method that is there already.
+    Raises `PlanError` when it cannot be run, defines none, or takes the name of a method that is there already.
     """
     path = Path(path)
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -53,11 +56,13 @@ def load(path: str | os.PathLike[str]) -> list[Method]:
     except Exception as error:  # whatever the user's file raises is what the user must see
         what = f"{path} cannot be run"
         raise PlanError(what, found=f"{type(error).__name__}: {error}", do="mend the file") from error
-    found = [m for m in vars(module).values() if isinstance(m, Method) and m.function.__module__ == path.stem]
+    found = [m for m in vars(module).values() if isinstance(m, Method | Brick) and m.function.__module__ == path.stem]
     if not found:
-        raise PlanError(f"{path} defines no method", wanted="a function decorated with @method(…)", found="none")
+        raise PlanError(
+            f"{path} defines no method", wanted="a function decorated with @method(…) or @brick(…)", found="none"
+        )
     for method in found:
         if method.name in _installed():
             raise PlanError(f"there is a method {method.name!r} already", found=f"another in {path}", do="rename yours")
-        _loaded[method.name] = method
+        loaded[method.name] = method
     return found

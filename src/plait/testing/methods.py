@@ -1,4 +1,4 @@
-"""The contract of a merge method, checked on real tensors.
+"""The contract of a merge method, or of a brick, checked on real tensors.
 
     from plait.testing.methods import check
 
@@ -13,13 +13,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from plait.brick import Brick, Woven, around
 from plait.compute import merge_tensors
-from plait.method import Method, Parameter, bind
+from plait.method import Method, Parameter, bind, method
+from plait.ops.combine import weighted_sum
 from plait.ops.pieces import Piece
 
 Law = Callable[[Method], Iterator[str]]
@@ -37,13 +40,15 @@ LONG = ((40_001,), (70_000,), (90_000,))
 EVERYTHING = 1 << 62
 
 
-def check(method: Method, skip: Collection[str] = ()) -> list[str]:
+def check(method: Method | Brick, skip: Collection[str] = ()) -> list[str]:
     """What `method` breaks of its contract, one sentence each; nothing if it keeps it.
 
     `skip` names laws of `LAWS` that the method does not promise to keep: a method that does not average need not return the
-    model when all models are equal.
+    model when all models are equal. A brick is checked around a mean, and never promises that.
     """
     broken: list[str] = []
+    if isinstance(method, Brick):
+        method, skip = alone(method), {*skip, "equal models give that model"}
     for name, law in LAWS.items():
         if name not in skip:
             try:
@@ -51,6 +56,38 @@ def check(method: Method, skip: Collection[str] = ()) -> list[str]:
             except Exception as error:  # whatever an author's code raises is what the author must see
                 broken.append(f"{name}: {type(error).__name__}: {error}")
     return broken
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """A mean has no parameters."""
+
+
+@method(_Nothing, space="delta", base="required")
+def mean(piece: Piece, _: _Nothing) -> Tensor:
+    """The mean of the models."""
+    return weighted_sum(piece.models, [1 / len(piece.models)] * len(piece.models))
+
+
+def alone(brick: Brick) -> Method:
+    """A mean with one brick around it, as a method that has the brick's parameters and page."""
+    pre = brick.at == "pre"
+    woven = around(mean, [brick] if pre else [], [] if pre else [brick])
+    assert woven.first
+
+    def given(p: Any) -> Woven:
+        return Woven(_Nothing(), (p,) if pre else (), () if pre else (p,))
+
+    return replace(
+        woven,
+        name=brick.name,
+        function=lambda piece, p: woven(piece, given(p)),
+        params=brick.params,
+        parameters=brick.parameters,
+        unit=lambda p: woven.unit_of(given(p)),
+        first=lambda pieces, p: woven.first(pieces, given(p)),  # type: ignore[misc]
+        doc=brick.doc,
+    )
 
 
 def settings(method: Method, models: int) -> Iterator[Values]:
