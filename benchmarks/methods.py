@@ -154,7 +154,9 @@ def plot(story: Story, file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--methods", default=",".join([*registry(), *bricks()]), help="names, with commas; all by default")
+    parser.add_argument(
+        "--methods", default=",".join([*registry(), *bricks()]), help="names, with commas; all by default"
+    )
     parser.add_argument("--count", type=int, help="questions a skill; all 500 by default")
     parser.add_argument("--peer", help="mergekit-yaml of an environment of its own")
     parser.add_argument("--plot", type=Path, help="an SVG file to draw; needs matplotlib")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import plait
+from plait.bricks import bricks
 from plait.methods import registry
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "methods.py"
@@ -18,16 +19,18 @@ sys.modules[SPEC.name] = BENCHMARK
 SPEC.loader.exec_module(BENCHMARK)
 
 
-@pytest.mark.parametrize("name", registry())
+@pytest.mark.parametrize("name", [*registry(), *bricks()])
 def test_every_method_has_a_recipe_that_can_be_merged(name):
-    """The benchmark's recipe for each method has no problem; a method that needs more than a weight needs a choice there."""
+    """The benchmark's recipe for each method and brick has no problem; a method that needs more than a weight needs a choice there."""
     assert plait.check(BENCHMARK.recipe(name)) == []
 
 
 def test_choices_are_of_methods_and_not_the_defaults():
-    """Each choice is of a method that there is, and differs from what it would be without it."""
+    """Each choice is of a method or brick that there is, and differs from what it would be without it."""
     for name, (given, reason) in BENCHMARK.CHOICES.items():
-        defaults = {p.name: p.default for p in registry()[name].parameters}
+        brick = bricks().get(name)
+        defaults = {p.name: p.default for p in (brick or registry()[name]).parameters}
+        defaults |= {"weight": 1.0, "then": None} if brick else {}
         assert reason
         assert all(defaults.get(key) != value for key, value in given.items())
     assert set(BENCHMARK.THEIRS.split()) <= set(registry())
