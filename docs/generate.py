@@ -31,13 +31,18 @@ MODELS = ("demo/models/add", "demo/models/rev", "demo/models/src")
 
 def pages() -> dict[str, str]:
     """Path below docs/ -> text, of every generated page."""
-    methods = {name: m for name, m in registry().items() if m.function.__module__.startswith("plait.")}
+    methods = {name: m for name, m in registry().items() if _ours(m)}
     return {
         "methods.md": _list(methods.values()),
         **{f"methods/{name}.md": _page(method) for name, method in methods.items()},
-        **{f"bricks/{name}.md": _brick(brick) for name, brick in bricks().items()},
+        **{f"bricks/{name}.md": _brick(brick) for name, brick in bricks().items() if _ours(brick)},
         "cli.md": _cli(),
     }
+
+
+def _ours(part: Declared) -> bool:
+    """Whether it is not of another package."""
+    return part.function.__module__.startswith("plait.")
 
 
 def stale() -> list[str]:
@@ -68,7 +73,7 @@ def _list(methods: Any) -> str:
         "Steps before a method (`pre:`, on each model's difference to the base) and after it (`post:`, on the merged one). They "
         "stand around any method; see [Recipes](recipes.md#before-and-after-a-method).\n\n"
         "| brick | stands | what it does |\n|---|---|---|\n"
-        + "".join(f"| [{b.name}](bricks/{b.name}.md) | {b.at} | {b.summary} |\n" for b in bricks().values())
+        + "".join(f"| [{b.name}](bricks/{b.name}.md) | {b.at} | {b.summary} |\n" for b in bricks().values() if _ours(b))
     )
 
 
