@@ -3,7 +3,8 @@
     python benchmarks/methods.py [--methods ties,linear] [--count 500] [--peer PATH/TO/mergekit-yaml] [--plot FILE.svg]
 
 Methods run at their defaults but for `CHOICES`, on base, add, rev and src, and print as one Markdown table by name; each brick
-stands around `task_arithmetic`. Seconds are the best of three merges in memory, planning included. The peer's models are scored by the same code.
+stands around `task_arithmetic`. Seconds are the best of three merges in memory, planning included. The peer's models are scored
+by the same code.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ SPEC.loader.exec_module(BENCHMARK)
 
 @pytest.mark.parametrize("name", [*registry(), *bricks()])
 def test_every_method_has_a_recipe_that_can_be_merged(name):
-    """The benchmark's recipe for each method and brick has no problem; a method that needs more than a weight needs a choice there."""
+    """The benchmark's recipe for each method and brick has no problem; one that needs more than a weight has a choice there."""
     assert plait.check(BENCHMARK.recipe(name)) == []
 
 

@@ -9,8 +9,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from types import MappingProxyType
 
-from plait.brick import Brick
 from plait import methods
+from plait.brick import Brick
 
 
 def bricks() -> Mapping[str, Brick]:
