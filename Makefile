@@ -5,13 +5,17 @@ BIN := .venv/bin
 SETUP := .venv/.ready
 PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test check format docs bench clean
+.PHONY: demo test test-eval check format docs bench clean
 
 demo: $(SETUP)  # the whole story on the bundled models
 	$(BIN)/plait demo
 
 test: $(SETUP)  # every test
 	$(BIN)/pytest -n 2
+
+test-eval: $(SETUP)  # lm-eval's tasks, for which lm-eval is installed (0.6 GB)
+	$(PIP) -e '.[dev,eval]'
+	$(BIN)/pytest tests/evaluate
 
 check: $(SETUP)  # format, lint, types, generated pages up to date
 	$(BIN)/ruff format --check

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ from plait.evaluate.records import Measure, Sample, Settings, Subject, Task
 OPTION = "--tasks"
 METAVAR = "T,T…"
 HELP = "Tasks of lm-eval by name. Needs plait[eval]."
-CHUNK = 100  # items handed over at once
+CHUNK, CHUNKS = 100, 20  # fewest items handed over at once; most times
 FEWSHOT_SEED = 1234  # lm-eval's own default
 #: aggregation of lm-eval -> ("mean" or "exp", factor on the logarithms that it aggregates)
 MEANS = {
@@ -57,52 +58,73 @@ class Harness:
         return digest("lm-eval 1", version("lm_eval"), config, docs, self.settings.chat)
 
     def measure(self, subject: Subject, keys: Sequence[str]) -> Iterator[Sample]:
-        evaluate: Any = import_module("lm_eval.evaluator").evaluate
         with _quiet():
             network, tokenizer = subject.loaded()
             model = _quiet_model()(pretrained=network, tokenizer=tokenizer, batch_size=self.settings.batch)
-        for at in range(0, len(keys), CHUNK):
-            try:
-                with _quiet():
-                    found = evaluate(
-                        model,
-                        {"tasks": {self.name: self.task}, "groups": {}, "group_map": {}},
-                        samples={self.name: [int(key) for key in keys[at : at + CHUNK]]},
-                        bootstrap_iters=0,
-                        apply_chat_template=self.settings.chat,
-                    )
-            except ValueError as error:
-                raise TaskError(f"lm-eval cannot run {self.name} on {subject.name}", found=str(error)) from error
-            by_item: dict[str, list[Mapping[str, Any]]] = {}
-            for sample in found["samples"][self.name]:
-                by_item.setdefault(str(sample["doc_id"]), []).append(sample)
-            for key, samples in by_item.items():
-                yield self._sample(key, samples)
+        items = sorted(map(int, keys))
+        chunk = max(CHUNK, len(items) // CHUNKS)  # for each, lm-eval goes through all items once
+        for at in range(0, len(items), chunk):
+            with _quiet():
+                found = self._chunk(model, items[at : at + chunk])
+            yield from found
 
-    def _sample(self, key: str, samples: Sequence[Mapping[str, Any]]) -> Sample:
-        """One item, which lm-eval gives once for each of the task's filters."""
-        better, aggregation = self.task.higher_is_better(), self.task.aggregation()
+    def _chunk(self, model: Any, items: list[int]) -> list[Sample]:
+        """These items, by the steps of lm-eval's `evaluate` up to the single item's metrics."""
+        task, chat = self.task, self.settings.chat
+        task.build_all_requests(
+            samples=items,
+            rank=0,
+            world_size=1,
+            apply_chat_template=chat,
+            chat_template=model.apply_chat_template if chat else None,
+            tokenizer_name=model.tokenizer_name if chat else "",
+        )
+        by_kind: dict[str, list[Any]] = defaultdict(list)
+        by_item: dict[int, list[Any]] = defaultdict(list)
+        for request in task.instances:
+            by_kind[request.request_type] += [request] * request.repeats
+            by_item[request.doc_id].append(request)
+        for kind, requests in by_kind.items():
+            for request, answer in zip(requests, getattr(model, kind)(requests), strict=True):
+                request.resps.append(answer)
+        task.apply_filters()
+        docs = list(task.doc_iterator(rank=0, limit=None, world_size=1, samples=items))
+        return [
+            self._sample(str(items[i]), doc, sorted(by_item[i], key=lambda request: int(request.idx)))
+            for i, doc in docs
+        ]
+
+    def _sample(self, key: str, doc: Any, requests: Sequence[Any]) -> Sample:
+        task, filters = self.task, list(requests[0].filtered_resps)
+        better, aggregation = task.higher_is_better(), task.aggregation()
         measures = {}
-        for sample in samples:
-            for metric in sample["metrics"]:
-                mean, factor = MEANS.get(getattr(aggregation.get(metric), "__name__", ""), (None, 1.0))
-                value = sample[metric]
-                total, weight = value if isinstance(value, tuple | list) and len(value) == 2 else (value, 1.0)
-                if mean and isinstance(total, int | float) and math.isfinite(total):
-                    title = metric if len(samples) == 1 else f"{metric} ({sample['filter']})"
-                    number = factor * float(total) / float(weight or 1)
-                    measures[title] = Measure(number, float(weight), better.get(metric) is not False, mean)
-        first = samples[0]
-        return Sample(key, measures, str(first["arguments"][0][0])[-200:], str(first["target"])[:200], _said(first))
+        for name in filters:
+            for metric, value in task.process_results(doc, [r.filtered_resps[name] for r in requests]).items():
+                measure = _measure(
+                    value, getattr(aggregation.get(metric), "__name__", ""), better.get(metric) is not False
+                )
+                if measure:
+                    measures[metric if len(filters) == 1 else f"{metric} ({name})"] = measure
+        wanted, said = str(task.doc_to_target(doc)), _said(requests, filters[0])
+        return Sample(key, measures, str(requests[0].args[0])[-200:], wanted[:200], said[:200])
 
 
-def _said(sample: Mapping[str, Any]) -> str:
+def _measure(value: Any, aggregation: str, higher: bool) -> Measure | None:
+    """A metric of an item, which is a number, or for running text (log probability, length); None if it is no part of a mean."""
+    total, weight = value if isinstance(value, tuple | list) and len(value) == 2 else (value, 1.0)
+    if aggregation not in MEANS or not isinstance(total, int | float) or not math.isfinite(total):
+        return None
+    mean, factor = MEANS[aggregation]
+    return Measure(factor * float(total) / float(weight or 1), float(weight), higher, mean)
+
+
+def _said(requests: Sequence[Any], name: str) -> str:
     """What the model answered: its text, or the choice that it found most probable."""
-    answers = sample["filtered_resps"]
-    if len(answers) > 1 and all(isinstance(a, tuple | list) for a in answers):
+    answers = [request.filtered_resps[name] for request in requests]
+    if len(answers) > 1 and all(isinstance(answer, tuple | list) for answer in answers):
         best = max(range(len(answers)), key=lambda i: answers[i][0])
-        return str(sample["arguments"][best][-1]).strip()[:200]
-    return answers[0][:200] if isinstance(answers[0], str) else ""
+        return str(requests[best].args[-1]).strip()
+    return answers[0] if isinstance(answers[0], str) else ""
 
 
 def tasks(value: str, settings: Settings) -> list[Task]:
@@ -139,6 +161,14 @@ def tasks(value: str, settings: Settings) -> list[Task]:
             said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             do = "its data may have to be downloaded first, with a network"
             raise TaskError(f"lm-eval cannot load {value}", found=said, do=do) from error
+    for task in found:
+        if getattr(task.task, "UNSAFE_CODE", False):
+            raise TaskError(
+                f"{task.name} runs code that models write",
+                wanted="a task that does not",
+                found="UNSAFE_CODE",
+                do="run it with lm-eval itself, in a sandbox",
+            )
     return list(found)
 
 
@@ -155,6 +185,9 @@ def _quiet_model() -> Any:
     base: Any = import_module("lm_eval.models.huggingface").HFLM
 
     class Quiet(base):  # type: ignore[misc]
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **more: Any) -> Any:
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, **more)
 
