@@ -86,15 +86,18 @@ def rerun(text: str) -> str:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[None]:
-    before, path, modules = Path.cwd(), list(sys.path), set(sys.modules)
+    before, path, modules, cache = Path.cwd(), list(sys.path), set(sys.modules), os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory() as folder:
         unpack(Path(folder, "demo"))
         os.chdir(folder)
+        os.environ["XDG_CACHE_HOME"] = folder  # where `plait eval` keeps answers
         sys.path.insert(0, folder)
         try:
             yield
         finally:
             os.chdir(before)
+            os.environ.pop("XDG_CACHE_HOME")
+            os.environ.update({"XDG_CACHE_HOME": cache} if cache else {})
             sys.path[:] = path
             for name in set(sys.modules) - modules:
                 if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
