@@ -74,7 +74,7 @@ TOP = {
     "yaml": {"recipe", "output", "demo"},
     "pydantic": {"recipe"},
     "pydantic_core": {"recipe"},
-    "numpy": {"vocabulary", "evaluate"},
+    "numpy": {"vocabulary", "evaluate", "ops", "methods"},
     "click": {"cli"},
 }
 #: and inside of a function, where they are used

@@ -72,6 +72,7 @@ def around(method: Method, pre: Sequence[Brick], post: Sequence[Brick]) -> Metho
         first=course.first,
         gives="entries",
         survey=None,
+        raw=False,
     )
 
 
@@ -155,6 +156,10 @@ class _Changed:
     @property
     def entries(self) -> int:
         return self.pieces.entries
+
+    @property
+    def raw(self) -> int:
+        return 0
 
     def __iter__(self) -> Iterator[Piece]:
         return map(self.change, self.pieces)

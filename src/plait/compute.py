@@ -5,22 +5,34 @@ What a `Task` holds is all that decides the result. Pieces may be of any size an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from plait import kernels
+from plait.checkpoint.dtypes import code_of, torch_dtype
 from plait.errors import MergeError
+from plait.kernels import fused
+from plait.kernels.fused import Raw, Span
 from plait.lazy import Tensor, torch
 from plait.method import Method
 from plait.ops.combine import weighted_sum
 from plait.ops.pieces import Piece, block_rows
-from plait.types import TensorSpec
+from plait.types import DTYPES, TensorSpec
 
+_SAMPLED = 1 << 12  # entries that a sample takes from one place
 PIECE = 1 << 18  # entries of a piece: a few such float32 buffers fit into a core's cache
 
 #: reads rows [start, stop) of one input in the matrix view; None for the whole tensor in its own shape
 Reader = Callable[[tuple[int, int] | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An input as it lies in memory or in a file: its dtype's code, and what gives rows [row, stop) as (address, owner)."""
+
+    dtype: str
+    rows: Callable[[int, int], tuple[int, Any]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Task:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype  # of the result
+    dtype: str  # of the result, a safetensors code
     method: Method
     params: Any
     models: Sequence[Reader]
@@ -40,9 +52,18 @@ class Task:
     sources: Sequence[str] = ()  # what to call the base, if there is one, and the models
     depth: float = 0.0
     survey: Callable[[], Any] = lambda: None  # what the method knows of the whole model
+    stored: Sequence[
+        Stored
+    ] = ()  # the base, if any, and the models, for the kernels; empty where pieces are asked for at will
 
-    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor]]:
-        """The merged tensor from its first row to its last: (row, piece in the result's dtype)."""
+    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor | memoryview]]:
+        """The merged tensor from its first row to its last: (row, piece in the result's dtype, or its bytes).
+
+        Bytes are lent until the next piece is asked for.
+        """
+        if self.fused:
+            yield from self._run_fused(check)
+            return
         whole = self.whole()
         for row, stop in self.cuts():
             yield row, self.rows(row, stop, whole, check)
@@ -67,19 +88,52 @@ class Task:
         else:
             merged = self.method(replace(piece, whole=whole), self.params)
         added = piece.base if piece.models and self.is_delta else None
-        if kernels.narrows(merged, self.dtype) and (added is None or kernels.suit(added)):
-            result, finite = kernels.narrow(merged, added, self.dtype)
+        dtype = torch_dtype(self.dtype)
+        if kernels.narrows(merged, dtype) and (added is None or kernels.suit(added)):
+            result, finite = kernels.narrow(merged, added, dtype)
         else:
-            result = (merged if added is None else added + merged).to(self.dtype)
+            result = (merged if added is None else added + merged).to(dtype)
             finite = not check or _finite(result)
         if check and not finite:
-            raise MergeError(
-                f"{self.name} has values that are not finite",
-                wanted="finite numbers in every output tensor",
-                found=self._blame(row, stop),
-                do="look at that input, or at the recipe's weights; --allow-nonfinite writes it all the same",
-            )
+            raise self._not_finite(row, stop)
         return result
+
+    @property
+    def fused(self) -> bool:
+        """Whether the kernels go from the stored inputs to the stored result, without tensors in between."""
+        codes = {source.dtype for source in self.stored} | {self.dtype}
+        return (
+            bool(self.models)
+            and 0 < len(self.stored) <= fused.MOST
+            and codes <= kernels.DTYPES.keys()
+            and not self.double
+            and self.method.takes_raw(self.params)
+            and TensorSpec("F32", self.shape).numel < 1 << 32
+            and kernels.library() is not None
+        )
+
+    def _run_fused(self, check: bool) -> Iterator[tuple[int, memoryview]]:
+        whole, (dtype, size) = self.whole(), kernels.DTYPES[self.dtype]
+        added = self.is_delta and self.base is not None
+        stream = Stream(self)
+        for row, stop, piece in stream.numbered():
+            if self.method.gives == "coefficients":
+                merged = fused.Merged(cast(list[Raw], piece.models), fused.SUM, whole)
+            else:
+                merged = self.method(replace(piece, whole=whole), self.params)
+            nbytes = merged.inputs[0].span.entries * size
+            out = fused.buffer("out", nbytes)
+            if not merged.write(out.address, dtype, added) and check:
+                raise self._not_finite(row, stop)
+            yield row, out.view[:nbytes]
+
+    def _not_finite(self, row: int, stop: int) -> MergeError:
+        return MergeError(
+            f"{self.name} has values that are not finite",
+            wanted="finite numbers in every output tensor",
+            found=self._blame(row, stop),
+            do="look at that input, or at the recipe's weights; --allow-nonfinite writes it all the same",
+        )
 
     def cuts(self) -> Iterator[tuple[int, int]]:
         """The rows of each piece: whole blocks of whole rows, or everything where the method must see it at once."""
@@ -120,6 +174,22 @@ class Task:
             models = [base, *models]
         return Piece(models, base, row, self.seed, self.name, shape=self.shape, depth=self.depth)
 
+    def raw(self, row: int, stop: int, counters: Sequence[list[Any]]) -> Piece:
+        """The inputs of rows [row, stop) as they are stored. `counters`: of this pass, a list for each model."""
+        rows, columns = stop - row, TensorSpec("F32", self.shape).matrix[1]
+        if self.method.unit_of(self.params) == "row" and len(self.shape) < 2:
+            rows, columns = 1, rows
+        got = [source.rows(row, stop) for source in self.stored]
+        codes = [kernels.DTYPES[source.dtype][0] for source in self.stored]
+        start = row * TensorSpec("F32", self.shape).matrix[1]
+        under = self.base is not None and self.is_delta
+        span = Span(rows, columns, start, (got[0][0], codes[0]) if under else None)
+        inputs = [
+            Raw(address, code, span, counted, alive=(owner, got))
+            for (address, owner), code, counted in zip(got[under:], codes[under:], counters, strict=True)
+        ]
+        return Piece(cast(list[Tensor], inputs), None, row, self.seed, self.name, shape=self.shape, depth=self.depth)
+
     @property
     def is_delta(self) -> bool:
         return self.method.space == "delta"
@@ -130,7 +200,7 @@ class Task:
             for source, reader in zip(self.sources, readers, strict=True):
                 if not _finite(reader(rows)):
                     return f"NaN or infinity in {source}"
-        return f"finite inputs, but a result beyond the range of {str(self.dtype).removeprefix('torch.')}"
+        return f"finite inputs, but a result beyond the range of {DTYPES[self.dtype].name}"
 
 
 @dataclass(frozen=True)
@@ -147,9 +217,30 @@ class Stream:
     def survey(self) -> Any:
         return self.task.survey()
 
+    @property
+    def raw(self) -> int:
+        task = self.task
+        return len(task.stored) - (task.is_delta and task.base is not None) if task.fused else 0
+
     def __iter__(self) -> Iterator[Piece]:
+        for _, _, piece in self.numbered():
+            yield piece
+
+    def numbered(self) -> Iterator[tuple[int, int, Piece]]:
+        """(first row, the row after the last, piece)."""
+        counters: list[list[Any]] = [[] for _ in range(self.raw)]
         for row, stop in self.task.cuts():
-            yield self.task.read(row, stop)
+            yield row, stop, self.task.raw(row, stop, counters) if counters else self.task.read(row, stop)
+
+    def sample(self) -> list[tuple[int, int]]:
+        rows, columns = TensorSpec("F32", self.task.shape).matrix
+        each = min(rows, max(1, _SAMPLED // columns))
+        count = min(rows // each, max(8, PIECE // (each * columns)))
+        starts = (i * (rows - each) // max(1, count - 1) for i in range(count))
+        return [(row, row + each) for row in starts]
+
+    def at(self, row: int, stop: int) -> Piece:
+        return self.task.raw(row, stop, [[] for _ in range(self.raw)]) if self.raw else self.task.read(row, stop)
 
 
 def _finite(x: Tensor) -> bool:
@@ -186,7 +277,7 @@ def merge_tensors(
     task = Task(
         name=name,
         shape=tuple(first.shape),
-        dtype=dtype or first.dtype,
+        dtype=code_of(dtype or first.dtype),
         method=method,
         params=params,
         models=[reader(x) for x in models],
@@ -195,13 +286,32 @@ def merge_tensors(
         double=wide,
         piece=piece,
         depth=depth,
+        stored=[stored(code_of(x.dtype), reader(x)) for x in [*([base] if base is not None else []), *models]],
     )
     survey = method.survey
     if survey and first.numel() and (key := survey.key(params)) is not None:  # the one tensor is the whole model
-        found = survey.find([Stream(task)], key)
+        found = survey.find([Stream(replace(task, stored=()))], key)
         task = replace(task, survey=lambda: found)
-    parts = [part.reshape(-1) for _, part in task.run(check=False)]
-    return torch.cat(parts).reshape(first.shape) if parts else torch.empty(first.shape, dtype=task.dtype)
+    return gathered(task.shape, task.dtype, task.run(check=False))
+
+
+def stored(dtype: str, reader: Reader) -> Stored:
+    """An input that is given as tensors."""
+
+    def rows(row: int, stop: int) -> tuple[int, Tensor]:
+        x = reader((row, stop)).contiguous()
+        return x.data_ptr(), x
+
+    return Stored(dtype, rows)
+
+
+def gathered(shape: tuple[int, ...], dtype: str, pieces: Iterable[tuple[int, Tensor | memoryview]]) -> Tensor:
+    """The whole tensor from its pieces."""
+    parts = [
+        x.reshape(-1) if isinstance(x, Tensor) else torch.frombuffer(bytearray(x), dtype=torch_dtype(dtype))
+        for _, x in pieces
+    ]
+    return torch.cat(parts).reshape(shape) if parts else torch.empty(shape, dtype=torch_dtype(dtype))
 
 
 @dataclass(frozen=True)
@@ -212,12 +322,35 @@ class Copy:
     shape: tuple[int, ...]
     inputs: Sequence[Reader]
     sources: Sequence[str]  # what to call them
-    dtype: torch.dtype | None = None  # that of the inputs
+    dtype: str  # of the result, a safetensors code
     piece: int = PIECE
+    stored: Sequence[Stored] = ()  # the inputs, where their bytes can be taken as they are
 
-    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor]]:
+    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor | memoryview]]:
         for row, stop in self.cuts():
-            yield row, self.rows(row, stop, None, check)
+            if not self.fused:
+                yield row, self.rows(row, stop, None, check)
+                continue
+            got = [source.rows(row, stop) for source in self.stored]
+            yield row, self._bytes([address for address, _ in got], stop - row, check)
+
+    @property
+    def fused(self) -> bool:
+        """Whether bytes are copied without a tensor in between."""
+        plain = self.dtype in kernels.DTYPES or not DTYPES[self.dtype].floating
+        return plain and {source.dtype for source in self.stored} == {self.dtype} and kernels.library() is not None
+
+    def _bytes(self, inputs: Sequence[int], rows: int, check: bool) -> memoryview:
+        nbytes = TensorSpec(self.dtype, (rows, TensorSpec("F32", self.shape).matrix[1])).nbytes
+        first, *others = inputs
+        for source, other in zip(self.sources[1:], others, strict=True):
+            if not fused.equal(first, other, nbytes):
+                raise self._differ(source)
+        if check and self.dtype in kernels.DTYPES:
+            code, size = kernels.DTYPES[self.dtype]
+            if not kernels.call("finite", first, code, nbytes // size):
+                raise self._not_finite()
+        return fused.view(first, nbytes)
 
     def cuts(self) -> Iterator[tuple[int, int]]:
         rows, columns = TensorSpec("F32", self.shape).matrix
@@ -232,18 +365,24 @@ class Copy:
         first, *others = (reader((row, stop)) for reader in self.inputs)
         for source, other in zip(self.sources[1:], others, strict=True):
             if not torch.equal(first.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)):
-                raise MergeError(
-                    f"{self.name} is not a floating tensor, and the models differ in it",
-                    wanted="the same values in every model",
-                    found=f"different values in {self.sources[0]} and {source}",
-                    do="merge models that agree in it",
-                )
-        first = first.to(self.dtype or first.dtype)
+                raise self._differ(source)
+        first = first.to(torch_dtype(self.dtype))
         if check and not _finite(first):
-            raise MergeError(
-                f"{self.name} has values that are not finite",
-                wanted="finite numbers in every output tensor",
-                found=f"NaN or infinity in {self.sources[0]}",
-                do="look at that input; --allow-nonfinite writes it all the same",
-            )
+            raise self._not_finite()
         return first
+
+    def _differ(self, source: str) -> MergeError:
+        return MergeError(
+            f"{self.name} is not a floating tensor, and the models differ in it",
+            wanted="the same values in every model",
+            found=f"different values in {self.sources[0]} and {source}",
+            do="merge models that agree in it",
+        )
+
+    def _not_finite(self) -> MergeError:
+        return MergeError(
+            f"{self.name} has values that are not finite",
+            wanted="finite numbers in every output tensor",
+            found=f"NaN or infinity in {self.sources[0]}",
+            do="look at that input; --allow-nonfinite writes it all the same",
+        )

@@ -88,7 +88,7 @@ def _sample(plan: Plan, step: Step, codes: tuple[str, ...]) -> tuple[float, int]
         best = math.inf
         for _ in range(2):
             begun = time.perf_counter()
-            merge_tensors(replace(made.method), made.params, models, base, dtype=made.dtype)
+            merge_tensors(replace(made.method), made.params, models, base, dtype=torch_dtype(made.dtype))
             best = min(best, time.perf_counter() - begun)
     finally:
         torch.set_num_threads(before)

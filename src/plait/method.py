@@ -22,6 +22,9 @@
     inputs up. Without `first` that happens while planning, and a ValueError is reported before any work.
 `survey`
     for the few methods that must know of the whole model before its first tensor.
+`raw`
+    whether function and `first` only hand `piece.models` to those functions of `ops/` that know `Raw`; then the kernels work
+    on the inputs as they are stored, and PyTorch is not even loaded. May be a function of the parameters.
 """
 
 from __future__ import annotations
@@ -145,6 +148,11 @@ class Method(Declared):
     gives: str
     idle: tuple[str, ...]  # parameters that recipes may set and that change nothing
     survey: Survey | None
+    raw: bool | Callable[[Any], bool]
+
+    def takes_raw(self, params: Any) -> bool:
+        """Whether the kernels can work on the inputs as they are stored, without a tensor of PyTorch in between."""
+        return self.raw(params) if callable(self.raw) else self.raw
 
 
 def method(
@@ -158,13 +166,14 @@ def method(
     gives: str = "entries",
     idle: tuple[str, ...] = (),
     survey: Survey | None = None,
+    raw: bool | Callable[[Any], bool] = False,
 ) -> Callable[[Callable[..., Any]], Method]:
     """Make a `Method` of a function; its name is the name in recipes, its module's docstring the documentation."""
 
     def make(function: Callable[..., Any]) -> Method:
         fields = parameters_of(params)
         name, doc = function.__name__, page_of(function)
-        return Method(name, function, params, fields, unit, first, doc, space, base, inputs, gives, idle, survey)
+        return Method(name, function, params, fields, unit, first, doc, space, base, inputs, gives, idle, survey, raw)
 
     return make
 

@@ -15,8 +15,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
+from plait.checkpoint.directory import SafetensorsFiles
 from plait.checkpoint.dtypes import torch_dtype
-from plait.compute import Copy, Reader, Stream, Task
+from plait.compute import Copy, Reader, Stored, Stream, Task, gathered, stored
+from plait.kernels import fused
 from plait.lazy import Tensor, torch
 from plait.plan import Input, Plan, Step
 
@@ -24,8 +26,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 _surveying = threading.RLock()
 
-#: takes rows of an output tensor: (tensor's name, first row, piece)
-Sink = Callable[[str, int, Tensor], None]
+#: takes rows of an output tensor: (tensor's name, first row, piece or its bytes, which are lent)
+Sink = Callable[[str, int, Tensor | memoryview], None]
 #: is told the bytes of output that were done since the last call
 Progress = Callable[[int], None]
 
@@ -35,17 +37,18 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def task(plan: Plan, step: Step) -> Task | Copy:
-    """What computes one step."""
+def task(plan: Plan, step: Step, in_order: bool = False) -> Task | Copy:
+    """What computes one step. `in_order`: its pieces will be asked for one after the other, which kernels need."""
     called = [f"{source.name} of {plan.models[source.model].ref}" for source in step.sources()]
     if step.method is None:
         readers = [_reader(plan, i) for i in step.inputs]
-        return Copy(step.name, step.spec.shape, readers, called, torch_dtype(step.spec.dtype))
+        lent = [_stored(plan, source, i) for i, source in enumerate(step.inputs)] if in_order else ()
+        return Copy(step.name, step.spec.shape, readers, called, step.spec.dtype, stored=lent)
     codes = {plan.spec_of(source).dtype for source in step.sources()} | {step.spec.dtype}
     return Task(
         name=step.name,
         shape=step.spec.shape,
-        dtype=torch_dtype(step.spec.dtype),
+        dtype=step.spec.dtype,
         method=step.method,
         params=step.params,
         models=[_reader(plan, i) for i in step.inputs],
@@ -55,6 +58,7 @@ def task(plan: Plan, step: Step) -> Task | Copy:
         sources=called,
         depth=step.depth,
         survey=_survey(plan, step),
+        stored=[_stored(plan, source, i) for i, source in enumerate(step.sources())] if in_order else (),
     )
 
 
@@ -83,6 +87,21 @@ def _reader(plan: Plan, source: Input) -> Reader:
     return lambda rows: read(source.name, rows or (0, limit))
 
 
+def _stored(plan: Plan, source: Input, number: int) -> Stored:
+    """An input for the kernels: from a file into a buffer of the thread's own; from other checkpoints as a tensor."""
+    opened = plan.models[source.model].opened.checkpoint
+    if not isinstance(opened, SafetensorsFiles):
+        return stored(plan.spec_of(source).dtype, _reader(plan, source))
+
+    def rows(row: int, stop: int) -> tuple[int, None]:
+        count, _ = opened.specs[source.name].matrix
+        buffer = fused.buffer(f"input {number}", opened.specs[source.name].nbytes // max(1, count) * (stop - row))
+        opened.read_into(source.name, (row, stop), buffer.view)
+        return buffer.address, None
+
+    return Stored(plan.spec_of(source).dtype, rows)
+
+
 def run(
     plan: Plan,
     sink: Sink,
@@ -98,14 +117,17 @@ def run(
     stop = threading.Event()
 
     def work(step: Step) -> None:
-        for row, piece in task(plan, step).run(check):
+        made = task(plan, step, in_order=True)
+        if not made.fused:
+            one_thread()
+        for row, piece in made.run(check):
             if stop.is_set():
                 return
             sink(step.name, row, piece)
             if progress:
-                progress(piece.numel() * piece.element_size())
+                progress(piece.nbytes)
 
-    with _workshop(), ThreadPoolExecutor(threads or default_threads(), "plait") as pool:
+    with _workshop() as one_thread, ThreadPoolExecutor(threads or default_threads(), "plait") as pool:
         futures = [pool.submit(work, step) for step in plan.steps]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
@@ -126,10 +148,9 @@ def tensors(plan: Plan, check: bool = True) -> Iterator[tuple[str, Tensor]]:
 
 def tensor(plan: Plan, step: Step, check: bool = True) -> Tensor:
     """One output tensor, whole."""
-    with _workshop():
-        parts = [piece.reshape(-1) for _, piece in task(plan, step).run(check)]
-        empty = torch.empty(0, dtype=torch_dtype(step.spec.dtype))
-        return torch.cat(parts or [empty]).reshape(step.spec.shape)
+    with _workshop() as one_thread:
+        one_thread()
+        return gathered(step.spec.shape, step.spec.dtype, task(plan, step, in_order=True).run(check))
 
 
 class OnDemand:
@@ -174,7 +195,8 @@ class _Begun:
         self.cuts = list(self._task.cuts())
 
     def part(self, cut: tuple[int, int], check: bool) -> Tensor:
-        with self._lock, _workshop():
+        with self._lock, _workshop() as one_thread:
+            one_thread()
             if self._last is None or self._last[0] != cut:
                 if not self._known:
                     self._known.append(self._task.whole())
@@ -183,18 +205,24 @@ class _Begun:
 
 
 @contextmanager
-def _workshop() -> Iterator[None]:
+def _workshop() -> Iterator[Callable[[], None]]:
     """How torch and the allocator are set while pieces are worked on.
 
-    Our threads share the cores; torch's own would only get in their way. And glibc by default gives every buffer of a piece
-    back to the system and asks for it anew, which costs more than the arithmetic: buffers are kept below 64 MB.
+    Our threads share the cores; torch's own would only get in their way: who is going to use it calls what this yields. And
+    glibc by default gives every buffer of a piece back to the system and asks for it anew, which costs more than the
+    arithmetic: buffers are kept below 64 MB.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before: list[int] = []
+
+    def one_thread() -> None:
+        before.append(torch.get_num_threads())
+        torch.set_num_threads(1)
+
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
         mallopt(_MMAP_THRESHOLD, 64 << 20)
         mallopt(_TRIM_THRESHOLD, 64 << 20)
     try:
-        yield
+        yield one_thread
     finally:
-        torch.set_num_threads(before)
+        if before:
+            torch.set_num_threads(max(before))

@@ -85,16 +85,20 @@ class Writer:
         except OSError as error:
             self._abandon()
             raise _failed(self.out, error) from error
+        except BaseException:  # a signal
+            self._abandon()
+            raise
         return self
 
-    def write(self, name: str, row: int, piece: Tensor) -> None:
+    def write(self, name: str, row: int, piece: Tensor | memoryview) -> None:
         """Put the rows of a tensor, from `row` on, in their place."""
         file, offset = self._place[name]
         count, _ = self._specs[name].matrix
         stride = self._specs[name].nbytes // count if count else 0
-        data = piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        if isinstance(piece, Tensor):
+            piece = memoryview(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         try:
-            _write(file, memoryview(data.data), offset + row * stride)
+            _write(file, piece, offset + row * stride)
         except OSError as error:
             raise _failed(self.out, error) from error
 

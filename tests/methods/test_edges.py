@@ -324,7 +324,7 @@ def test_nan_stops_the_merge(name):
     task = Task(
         name="model.norm.weight",
         shape=(20, 30),
-        dtype=torch.float32,
+        dtype="F32",
         method=method,
         params=bind(method, values(name, {"t": 0.5}, len(models))),
         models=[_reader(x) for x in models],

@@ -19,6 +19,10 @@ class Cut:
     def entries(self) -> int:
         return self.models[0].numel()
 
+    @property
+    def raw(self) -> int:
+        return 0
+
     def __iter__(self):
         self.passes.append(1)
         for row in range(0, len(self.models[0]), self.rows):

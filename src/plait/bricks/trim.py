@@ -11,12 +11,13 @@ Reference: Yadav et al., TIES-Merging, https://arxiv.org/abs/2306.01708
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plait.brick import brick
 from plait.lazy import Tensor
 from plait.method import PerModel, param
-from plait.ops.cutoff import Cutoff, cutoffs
+from plait.ops.cutoff import Cutoff, Threshold, cutoffs
 from plait.ops.pieces import Piece, Pieces
 
 
@@ -25,7 +26,7 @@ class Params:
     density: PerModel[float] = param("Share of the entries that is kept, in [0, 1].", default=0.2, low=0, high=1)
 
 
-def _first(pieces: Pieces, p: Params) -> list[Cutoff]:
+def _first(pieces: Pieces, p: Params) -> Sequence[Cutoff | Threshold]:
     n = pieces.entries
     return cutoffs(pieces, [max(1, math.floor(d * n)) if d > 0 else 0 for d in p.density])
 

@@ -166,6 +166,14 @@ class SafetensorsFiles:
         extent = self.extents[name]
         return read_extent(extent.spec, rows, lambda at, view: self._fill(extent.path, extent.offset + at, view))
 
+    def read_into(self, name: str, rows: Rows, buffer: memoryview) -> int:
+        """The stored bytes of some rows into the beginning of a writable buffer of bytes; returns how many these are."""
+        extent = self.extents[name]
+        row = extent.spec.nbytes // max(1, extent.spec.matrix[0])
+        nbytes = (rows[1] - rows[0]) * row
+        self._fill(extent.path, extent.offset + rows[0] * row, buffer[:nbytes])
+        return nbytes
+
     def _fill(self, path: Path, offset: int, view: memoryview) -> None:
         file = self._descriptor(path)
         while view:

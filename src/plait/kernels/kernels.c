@@ -219,3 +219,5 @@ FAST void plait_keep(const float *restrict x, int64_t n, int64_t equals, float v
 FAST void plait_drop(const float *restrict x, const float *restrict u, int64_t n, float density, float *restrict out) {
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * (u[i] < density ? 1.0f : 0.0f);
 }
+
+#include "fused.c"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from plait.lazy import Tensor
 from plait.method import PerModel, method, param
 from plait.ops.combine import delta_weights, weighted_sum
-from plait.ops.cutoff import NOTHING, Cutoff, cutoffs
+from plait.ops.cutoff import NOTHING, Cutoff, Threshold, cutoffs
 from plait.ops.pieces import Piece, Pieces
 from plait.ops.rescale import l1_factors
 
@@ -37,7 +37,7 @@ class Params:
 
 
 #: for each model: what is kept together with the largest entries, and the largest entries
-Bands = list[tuple[Cutoff, Cutoff]]
+Bands = list[tuple[Cutoff | Threshold, Cutoff | Threshold]]
 
 
 def first(pieces: Pieces, p: Params) -> tuple[Bands, list[float]]:
@@ -51,9 +51,7 @@ def middle(piece: Piece, bands: Bands) -> list[Tensor]:
     """Each model with zeros outside of its band."""
     kept = []
     for x, (inner, outer) in zip(piece.models, bands, strict=True):
-        if outer != NOTHING:
-            x = x * (1 - outer.mask(x, piece.start))
-        kept.append(inner.keep(x, piece.start))
+        kept.append(inner.keep(outer.cut(x, piece.start), piece.start))
     return kept
 
 
@@ -66,7 +64,7 @@ def _bands(pieces: Pieces, p: Params) -> Bands:
     return [(i, o) if k else (NOTHING, NOTHING) for i, o, k in zip(inner, outer, kept, strict=True)]
 
 
-@method(Params, space="delta", base="required", inputs=(0, None), first=first, idle=("int8_mask",))
+@method(Params, space="delta", base="required", inputs=(0, None), first=first, raw=True, idle=("int8_mask",))
 def breadcrumbs(piece: Piece, p: Params) -> Tensor:
     bands, factors = piece.whole
     weights = delta_weights(p.weight, p.normalize, p.lambda_)

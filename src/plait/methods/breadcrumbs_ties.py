@@ -21,7 +21,7 @@ from plait.ops.combine import elected_sum
 from plait.ops.pieces import Piece
 
 
-@method(Params, space="delta", base="required", inputs=(0, None), first=first, idle=("int8_mask",))
+@method(Params, space="delta", base="required", inputs=(0, None), first=first, raw=True, idle=("int8_mask",))
 def breadcrumbs_ties(piece: Piece, p: Params) -> Tensor:
     bands, factors = piece.whole
     enlarged = [x if f == 1 else x * f for x, f in zip(middle(piece, bands), factors, strict=True)]

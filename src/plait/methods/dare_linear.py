@@ -36,6 +36,6 @@ def _first(pieces: Pieces, p: Params) -> list[float]:
     return [w * f for w, f in zip(delta_weights(p.weight, p.normalize, p.lambda_), factors, strict=True)]
 
 
-@method(Params, space="delta", base="required", inputs=(0, None), first=_first, idle=("int8_mask",))
+@method(Params, space="delta", base="required", inputs=(0, None), first=_first, raw=True, idle=("int8_mask",))
 def dare_linear(piece: Piece, p: Params) -> Tensor:
     return weighted_sum(drop(piece, p.density), piece.whole)

@@ -25,7 +25,7 @@ def _first(pieces: Pieces, p: Params) -> list[float]:
     return drop_factors(pieces, p.density, p.rescale, p.rescale_by)
 
 
-@method(Params, space="delta", base="required", inputs=(0, None), first=_first, idle=("int8_mask",))
+@method(Params, space="delta", base="required", inputs=(0, None), first=_first, raw=True, idle=("int8_mask",))
 def dare_ties(piece: Piece, p: Params) -> Tensor:
     enlarged = [x * f for x, f in zip(drop(piece, p.density), piece.whole, strict=True)]
     return elected_sum(enlarged, p.weight, p.normalize, p.lambda_)

@@ -30,7 +30,14 @@ class Params(della_linear.Params):
 
 
 @method(
-    Params, space="delta", base="required", inputs=(0, None), unit="row", first=della_linear.first, idle=("int8_mask",)
+    Params,
+    space="delta",
+    base="required",
+    inputs=(0, None),
+    unit="row",
+    first=della_linear.first,
+    raw=della_linear.stored,
+    idle=("int8_mask",),
 )
 def della(piece: Piece, p: Params) -> Tensor:
     enlarged = [x if f == 1 else x * f for x, f in zip(della_linear.dropped(piece, p), piece.whole, strict=True)]

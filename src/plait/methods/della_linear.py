@@ -60,7 +60,21 @@ def dropped(piece: Piece, p: Params) -> list[Tensor]:
     return drop_by_rank(piece, p.density, p.epsilon, divide=p.rescale and p.rescale_by == "density")
 
 
-@method(Params, space="delta", base="required", inputs=(0, None), unit="row", first=first, idle=("int8_mask",))
+def stored(p: Params) -> bool:
+    """Whether the kernels can do it: they know no division by each entry's own probability."""
+    return not (p.rescale and p.rescale_by == "density")
+
+
+@method(
+    Params,
+    space="delta",
+    base="required",
+    inputs=(0, None),
+    unit="row",
+    first=first,
+    raw=stored,
+    idle=("int8_mask",),
+)
 def della_linear(piece: Piece, p: Params) -> Tensor:
     weights = delta_weights(p.weight, p.normalize, p.lambda_)
     return weighted_sum(dropped(piece, p), [w * f for w, f in zip(weights, piece.whole, strict=True)])

@@ -14,9 +14,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from plait.lazy import Tensor, torch
+import numpy as np
+from numpy.typing import NDArray
+
 from plait.method import method, param
 from plait.ops.gram import gram
+
+Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -25,35 +29,36 @@ class Params:
     tol: float = param("Lengths and angles (in radians) up to this count as zero.", default=1e-5, low=0)
 
 
-@method(Params, first=gram, gives="coefficients")
-def karcher(p: Params, products: Tensor) -> list[float]:
+@method(Params, first=gram, gives="coefficients", raw=True)
+@np.errstate(all="ignore")  # what is not finite stays so, and is told when it is written
+def karcher(p: Params, products: Matrix) -> list[float]:
     if len(products) == 1:
         return [1.0]
-    norms = products.diagonal().sqrt()
+    norms = np.sqrt(products.diagonal())
     some = norms > p.tol
-    coefficients = torch.zeros_like(norms)
+    coefficients = np.zeros_like(norms)
     if some.any():
-        directions = products[some][:, some] / norms[some].outer(norms[some])
+        directions = products[some][:, some] / np.outer(norms[some], norms[some])
         coefficients[some] = _mean(directions, p) / norms[some] * norms.mean()
-    return coefficients.tolist()
+    return [float(c) for c in coefficients]
 
 
-def _mean(cosines: Tensor, p: Params) -> Tensor:
+def _mean(cosines: Matrix, p: Params) -> Matrix:
     """The Karcher mean of unit vectors, as coefficients of them, from their inner products."""
 
-    def length(v: Tensor) -> float:
+    def length(v: Matrix) -> float:
         return math.sqrt(max(0.0, float(v @ cosines @ v)))
 
     share = 1 / len(cosines)
-    mean = torch.full_like(cosines[0], share)
+    mean = np.full_like(cosines[0], share)
     if length(mean) < max(p.tol, 1e-12):
-        mean = torch.eye(len(cosines), dtype=cosines.dtype, device=cosines.device)[0]
+        mean = np.eye(len(cosines))[0]
     mean = mean / length(mean)
     for _ in range(p.max_iter):
-        cosine = (cosines @ mean).clamp(-1, 1)
-        angle = cosine.acos()
+        cosine = np.clip(cosines @ mean, -1, 1)
+        angle = np.arccos(cosine)
         pulls = (angle >= max(p.tol, 1e-12)) & (math.pi - angle >= max(p.tol, 1e-7))
-        pull = share * torch.where(pulls, angle / angle.sin(), 0.0)
+        pull = share * np.where(pulls, angle / np.where(pulls, np.sin(angle), 1.0), 0.0)
         tangent = pull - (pull @ cosine) * mean
         step = length(tangent)
         if step < p.tol or step == 0:
@@ -61,4 +66,4 @@ def _mean(cosines: Tensor, p: Params) -> Tensor:
         mean = math.cos(step) * mean + math.sin(step) / step * tangent
         if length(mean) > p.tol:
             mean = mean / length(mean)
-    return mean
+    return np.asarray(mean)

@@ -18,7 +18,7 @@ class Params:
     normalize: bool = param("Divide by the sum of the weights.", default=True)
 
 
-@method(Params, gives="coefficients")
+@method(Params, gives="coefficients", raw=True)
 def linear(p: Params, _: None) -> list[float]:
     divisor = sum(p.weight) if p.normalize else 1.0
     if divisor == 0:

@@ -15,6 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from plait.lazy import Tensor, torch
 from plait.method import method, param
 from plait.ops.combine import weighted_sum
@@ -27,15 +30,17 @@ class Params:
     filter_wise: bool = param("Take each row as a vector, instead of the whole tensor.", default=False)
 
 
-def _share(products: Tensor) -> Tensor:
+@np.errstate(all="ignore")  # what is not finite stays so, and is told when it is written
+def _share(products: NDArray[np.float64]) -> NDArray[np.float64]:
     """t / n, from inner products `[..., models, models]`."""
     n = products.shape[-1]
-    norms = products.diagonal(dim1=-2, dim2=-1).sqrt()
-    cosines = products / (norms[..., :, None] * norms[..., None, :]).clamp(min=1e-6)
-    pairs = [cosines[..., i, j].clamp(-1, 1) for i, j in combinations(range(n), 2)]
-    c = torch.stack(pairs).mean(0)
+    norms = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1))
+    cosines = products / np.maximum(norms[..., :, None] * norms[..., None, :], 1e-6)
+    pairs = [np.clip(cosines[..., i, j], -1, 1) for i, j in combinations(range(n), 2)]
+    c = np.mean(pairs, axis=0)
     divisor = 1 + (n - 1) * c
-    return torch.where(divisor.abs() < 1e-6, 0.0, c / divisor)
+    none = np.abs(divisor) < 1e-6
+    return np.where(none, 0.0, c / np.where(none, 1.0, divisor))
 
 
 def _first(pieces: Pieces, p: Params) -> float | None:
@@ -49,10 +54,11 @@ def _first(pieces: Pieces, p: Params) -> float | None:
     inputs=(2, None),
     unit=lambda p: "row" if p.filter_wise else "entry",
     first=_first,
+    raw=lambda p: not p.filter_wise,
 )
 def model_stock(piece: Piece, p: Params) -> Tensor:
     if not p.filter_wise:
         return weighted_sum(piece.models, [piece.whole] * len(piece.models))
     rows = torch.stack(piece.models, dim=-2).double()  # [rows, models, columns]
-    share = _share(rows @ rows.mT)
+    share = torch.from_numpy(_share((rows @ rows.mT).cpu().numpy())).to(rows.device)
     return (share[:, None] * rows.sum(-2)).to(piece.models[0].dtype)

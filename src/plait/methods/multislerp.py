@@ -15,7 +15,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from plait.lazy import Tensor, torch
+import numpy as np
+from numpy.typing import NDArray
+
 from plait.method import PerModel, method, param
 from plait.ops.gram import gram
 
@@ -34,16 +36,17 @@ class Params:
             )
 
 
-@method(Params, space="delta", base="optional", first=gram, gives="coefficients")
-def multislerp(p: Params, products: Tensor) -> list[float]:
+@method(Params, space="delta", base="optional", first=gram, gives="coefficients", raw=True)
+@np.errstate(all="ignore")  # what is not finite stays so, and is told when it is written
+def multislerp(p: Params, products: NDArray[np.float64]) -> list[float]:
     if len(p.weight) == 1:
         return [1.0]
     divisor = sum(p.weight) if p.normalize_weights else 1.0
-    weights = products.new_tensor(p.weight) / divisor
-    norms = products.diagonal().sqrt()
+    weights = np.array(p.weight) / divisor
+    norms = np.sqrt(products.diagonal())
     lengths = norms + p.eps
-    mean = torch.where(lengths > 0, weights / lengths, 0.0)  # coefficients of sum_i w_i u_i
-    length = (mean @ products @ mean).clamp(min=0).sqrt()
+    mean = np.divide(weights, lengths, out=np.zeros_like(lengths), where=lengths > 0)  # coefficients of sum_i w_i u_i
+    length = math.sqrt(max(float(mean @ products @ mean), 0.0))
     if length < p.eps or length == 0:
-        return weights.tolist()
-    return (mean / length * math.cos(p.eps) * (weights @ norms)).tolist()
+        return [float(w) for w in weights]
+    return [float(c) for c in mean / length * math.cos(p.eps) * (weights @ norms)]

@@ -10,6 +10,9 @@ Reference: Shoemake, Animating rotation with quaternion curves (1985), https://d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from plait.lazy import Tensor, torch
 from plait.method import PerModel, method, param
@@ -35,31 +38,35 @@ def _first(pieces: Pieces, p: Params) -> list[float] | None:
     if not p.nuslerp_flatten:
         return None
     products = gram(pieces)
-    first, second = _on_the_arc(products[0, 0], products[1, 1], products[0, 1], p)
+    first, second = _on_the_arc(np, products[0, 0], products[1, 1], products[0, 1], p)
     return [float(first), float(second)]
 
 
-def _on_the_arc(square1: Tensor, square2: Tensor, product: Tensor, p: Params) -> tuple[Tensor, Tensor]:
-    """Coefficients of the two vectors, from their squared norms and inner product, float64 of any shape."""
+@np.errstate(all="ignore")  # what is not finite stays so, and is told when it is written
+def _on_the_arc(xp: Any, square1: Any, square2: Any, product: Any, p: Params) -> tuple[Any, Any]:
+    """Coefficients of the two vectors, from their squared norms and inner product, float64 of any shape; `xp`: numpy or torch."""
     total = p.weight[0] + p.weight[1]
     t = p.weight[1] / total if abs(total) >= 1e-6 else 0.5
-    cosine = product / (square1.sqrt().clamp(min=1e-7) * square2.sqrt().clamp(min=1e-7))
-    angle = cosine.clamp(-1, 1).acos()
-    sine = angle.sin()
+    cosine = product / (xp.clip(xp.sqrt(square1), 1e-7, None) * xp.clip(xp.sqrt(square2), 1e-7, None))
+    angle = xp.arccos(xp.clip(cosine, -1, 1))
+    sine = xp.sin(angle)
     line = 1 - cosine**2 <= 1e-12  # up to rounding: the arc between opposite vectors is not known
-    sine = torch.where(line, 1.0, sine)
+    sine = xp.where(line, 1.0, sine)
     return (
-        torch.where(line, 1 - t, ((1 - t) * angle).sin() / sine),
-        torch.where(line, t, (t * angle).sin() / sine),
+        xp.where(line, 1 - t, xp.sin((1 - t) * angle) / sine),
+        xp.where(line, t, xp.sin(t * angle) / sine),
     )
 
 
-@method(Params, space="delta", base="optional", inputs=(2, 2), unit=_unit, first=_first)
+@method(
+    Params, space="delta", base="optional", inputs=(2, 2), unit=_unit, first=_first, raw=lambda p: p.nuslerp_flatten
+)
 def nuslerp(piece: Piece, p: Params) -> Tensor:
     x, y = piece.models
     if piece.whole:
         return weighted_sum([x, y], piece.whole)
     axis = 0 if p.nuslerp_row_wise else -1
     a, b = (v.double().transpose(axis, -1) for v in (x, y))
-    first, second = _on_the_arc(row_sums(a * a), row_sums(b * b), row_sums(a * b), p)
-    return (first * a + second * b).transpose(axis, -1).to(x.dtype)
+    first, second = _on_the_arc(torch, row_sums(a * a), row_sums(b * b), row_sums(a * b), p)
+    merged: Tensor = (first * a + second * b).transpose(axis, -1).to(x.dtype)
+    return merged

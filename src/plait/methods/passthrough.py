@@ -17,6 +17,6 @@ class Params:
     scale: PerModel[float] = param("Factor on the tensor; without one the bytes are copied.", default=None)
 
 
-@method(Params, inputs=(1, 1), gives="coefficients")
+@method(Params, inputs=(1, 1), gives="coefficients", raw=True)
 def passthrough(p: Params, _: None) -> list[float]:
     return [1.0 if scale is None else scale for scale in p.scale]

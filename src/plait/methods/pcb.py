@@ -17,12 +17,13 @@ Reference: Du et al., Parameter Competition Balancing for Model Merging, https:/
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plait.lazy import Tensor, torch
 from plait.method import PerModel, method, param
 from plait.ops.competition import clipped, competition
-from plait.ops.cutoff import EVERYTHING, Cutoff, cutoffs
+from plait.ops.cutoff import EVERYTHING, Cutoff, Threshold, cutoffs
 from plait.ops.pieces import Piece, Pieces
 
 
@@ -34,7 +35,7 @@ class Params:
     lambda_: float = param("Scale of the whole change.", default=1.0)
 
 
-def _first(pieces: Pieces, p: Params) -> tuple[list[float], list[Cutoff], list[float]]:
+def _first(pieces: Pieces, p: Params) -> tuple[list[float], Sequence[Cutoff | Threshold], list[float]]:
     n, models = pieces.entries, len(p.weight)
     heights = cutoffs(pieces, [math.floor(p.clip * n) + 1] * models)
     limits = [math.inf if cut == EVERYTHING else cut.value for cut in heights]  # a single entry is not lowered

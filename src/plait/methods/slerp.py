@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from plait.lazy import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
 from plait.method import method, param
 from plait.ops.gram import gram
 
@@ -22,9 +24,10 @@ class Params:
     t: float = param("Position on the arc: 0 is the base, 1 the model; beyond that extrapolates.")
 
 
-@method(Params, base="required", inputs=(1, 1), first=gram, gives="coefficients")
-def slerp(p: Params, products: Tensor) -> list[float]:
-    norms = [n if n > 1e-8 else 1.0 for n in products.diagonal().sqrt().tolist()]
+@method(Params, base="required", inputs=(1, 1), first=gram, gives="coefficients", raw=True)
+@np.errstate(all="ignore")  # what is not finite stays so, and is told when it is written
+def slerp(p: Params, products: NDArray[np.float64]) -> list[float]:
+    norms = [n if n > 1e-8 else 1.0 for n in np.sqrt(products.diagonal()).tolist()]
     cosine = max(-1.0, min(1.0, float(products[0, 1]) / (norms[0] * norms[1])))
     if abs(cosine) > 0.9995:
         return [1 - p.t, p.t]

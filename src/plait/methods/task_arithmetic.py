@@ -26,6 +26,7 @@ class Params:
     base="required",
     inputs=(0, None),
     gives="coefficients",
+    raw=True,
     idle=("density", "rescale", "int8_mask"),
 )
 def task_arithmetic(p: Params, _: None) -> list[float]:

@@ -15,12 +15,13 @@ Reference: Yadav et al., TIES-Merging, https://arxiv.org/abs/2306.01708
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plait.lazy import Tensor
 from plait.method import PerModel, Survey, method, param
 from plait.ops.combine import elected_sum
-from plait.ops.cutoff import Cutoff, cutoffs, model_cutoffs
+from plait.ops.cutoff import Cutoff, Threshold, cutoffs, model_cutoffs
 from plait.ops.pieces import Piece, Pieces
 from plait.ops.rescale import l1_factors
 
@@ -35,24 +36,33 @@ class Params:
     over: str = param("What the density is a share of.", default="tensor", choices=("tensor", "model"))
 
 
-def _first(pieces: Pieces, p: Params) -> tuple[list[Cutoff], list[float]]:
+def _first(pieces: Pieces, p: Params) -> tuple[Sequence[Cutoff | Threshold], list[float]]:
     n = pieces.entries
     if p.over == "model":
-        cuts: list[Cutoff] = pieces.survey
+        cuts: Sequence[Cutoff | Threshold] = pieces.survey
     else:
         cuts = cutoffs(pieces, [max(1, math.floor(d * n)) if d > 0 else 0 for d in p.density])
     factors = l1_factors(pieces, lambda piece: _trimmed(piece, cuts)) if p.rescale else [1.0] * len(cuts)
     return cuts, [w * f for w, f in zip(p.weight, factors, strict=True)]
 
 
-def _trimmed(piece: Piece, cuts: list[Cutoff]) -> list[Tensor]:
+def _trimmed(piece: Piece, cuts: Sequence[Cutoff | Threshold]) -> list[Tensor]:
     return [cut.keep(x, piece.start) for x, cut in zip(piece.models, cuts, strict=True)]
 
 
 _survey = Survey(lambda p: p.density if p.over == "model" else None, model_cutoffs)
 
 
-@method(Params, space="delta", base="required", inputs=(0, None), first=_first, idle=("int8_mask",), survey=_survey)
+@method(
+    Params,
+    space="delta",
+    base="required",
+    inputs=(0, None),
+    first=_first,
+    idle=("int8_mask",),
+    survey=_survey,
+    raw=lambda p: p.over == "tensor",
+)
 def ties(piece: Piece, p: Params) -> Tensor:
     cuts, weights = piece.whole
     return elected_sum(_trimmed(piece, cuts), weights, p.normalize, p.lambda_)

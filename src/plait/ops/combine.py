@@ -1,15 +1,23 @@
-"""From several tensors to one: weighted sums, and the sign election of TIES."""
+"""From several tensors to one: weighted sums, and the sign election of TIES.
+
+Of tensors as they are stored (`Raw`) they make a `Merged`, which the runner works out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from plait import kernels
+from plait.kernels import fused
 from plait.lazy import Tensor, torch
+from plait.ops.pieces import stored
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """sum of weights[i] * tensors[i], added in order; a product is rounded before it is added (no fused multiply-add)."""
+    if raw := stored(tensors):
+        return cast(Tensor, fused.Merged(raw, fused.SUM, weights))
     if kernels.suit(*tensors):
         return kernels.weighted_sum(tensors, weights)
     out = tensors[0] * weights[0]
@@ -46,6 +54,8 @@ def elected_sum(deltas: Sequence[Tensor], weights: Sequence[float], normalize: b
 
     Reference: Yadav et al., TIES-Merging, https://arxiv.org/abs/2306.01708
     """
+    if raw := stored(deltas):
+        return cast(Tensor, fused.Merged(raw, fused.ELECT, weights, normalize, scale))
     if kernels.suit(*deltas):
         return kernels.elected_sum(deltas, weights, normalize, scale)
     sign, agreed = agreeing([d * w for d, w in zip(deltas, weights, strict=True)])
@@ -58,3 +68,18 @@ def elected_sum(deltas: Sequence[Tensor], weights: Sequence[float], normalize: b
         merged /= share.add_(torch.eq(share, 0, out=torch.empty_like(share)))
     merged *= sign
     return merged if scale == 1 else merged.mul_(scale)
+
+
+def agreed_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The mean, weighted, of the values that agree with the sign of the plain sum; a sum of weights below 1e-6 counts as that.
+
+    Reference: Wan et al., FuseChat, https://arxiv.org/abs/2408.07990
+    """
+    if raw := stored(tensors):
+        return cast(Tensor, fused.Merged(raw, fused.AGREE, weights))
+    sign, agreed = agreeing(tensors)
+    merged, share = torch.zeros_like(sign), torch.zeros_like(sign)
+    for magnitude, w in zip(agreed, weights, strict=True):
+        merged += magnitude * w
+        share += magnitude.gt_(0).mul_(w)
+    return merged.div_(share.clamp_(min=1e-6)).mul_(sign)

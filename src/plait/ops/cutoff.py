@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from plait import kernels
+from plait.kernels.fused import Raw
 from plait.lazy import Tensor, torch
+from plait.ops import brackets
 from plait.ops.pieces import Piece, Pieces
 
 _LOW = 16  # bits of the second histogram
@@ -43,23 +46,51 @@ class Cutoff:
         """`x` with zeros where an entry is not kept; `x` itself where everything is."""
         if self == EVERYTHING:
             return x
+        if isinstance(x, Raw):
+            return cast(Tensor, x.keep(self.value, 0))
         if kernels.suit(x):
             return kernels.keep(x, min(max(self.stop - start, 0), x.numel()), self.value)
         return x * self.mask(x, start)
+
+    def cut(self, x: Tensor, start: int) -> Tensor:
+        """`x` with zeros where an entry is kept; `x` itself where nothing is."""
+        if self == NOTHING:
+            return x
+        return x * 0.0 if self == EVERYTHING else x * (1 - self.mask(x, start))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The same for `Raw` pieces that are gone through in order: `count` is how many entries equal to `value` are kept."""
+
+    value: float
+    count: int
+
+    def keep(self, x: Tensor, start: int) -> Tensor:
+        return cast(Tensor, cast(Raw, x).keep(self.value, self.count))
+
+    def cut(self, x: Tensor, start: int) -> Tensor:
+        return cast(Tensor, cast(Raw, x).cut(self.value, self.count))
 
 
 EVERYTHING = Cutoff(-1.0, 0)
 NOTHING = Cutoff(math.inf, 0)
 
 
-def cutoffs(pieces: Pieces, keep: Sequence[int], of: Of = lambda piece: piece.models) -> list[Cutoff]:
+def cutoffs(pieces: Pieces, keep: Sequence[int], of: Of = lambda piece: piece.models) -> Sequence[Cutoff | Threshold]:
     """For each tensor of `of(piece)` the `Cutoff` that keeps its keep[i] largest magnitudes over the whole tensor.
 
     `keep` may be longer than the list of tensors: it then starts over with the first, so that one tensor can have several
     cutoffs. `pieces` is gone through up to three times, and not at all where everything or nothing is kept. Works on the
     float32 value of each entry.
     """
-    found = _search(pieces, {i: k for i, k in enumerate(keep) if 0 < k < pieces.entries}, of)
+    ranks = {i: k for i, k in enumerate(keep) if 0 < k < pieces.entries}
+    found: Mapping[int, Cutoff | Threshold]
+    if models := pieces.raw:
+        wanted = {i: brackets.Wanted(i % models, k) for i, k in ranks.items()}
+        found = {i: Threshold(*place) for i, place in brackets.search(pieces, wanted).items() if place}
+    else:
+        found = _search(pieces, ranks, of)
     return [found.get(i, NOTHING if k <= 0 else EVERYTHING) for i, k in enumerate(keep)]
 
 
@@ -94,6 +125,16 @@ class Chain:
     @property
     def survey(self) -> None:
         return None
+
+    @property
+    def raw(self) -> int:
+        return 0
+
+    def sample(self) -> list[tuple[int, int]]:
+        return []
+
+    def at(self, row: int, stop: int) -> Piece:
+        raise NotImplementedError("rows of which tensor?")
 
     def __iter__(self) -> Iterator[Piece]:
         return itertools.chain.from_iterable(self.tensors)

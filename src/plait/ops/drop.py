@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from plait import kernels
+from plait.kernels import fused
 from plait.lazy import Tensor, torch
-from plait.ops.pieces import Piece, Pieces
+from plait.ops.pieces import Piece, Pieces, stored
+from plait.ops.random import keys
 from plait.ops.rescale import l1_factors
 
 
@@ -15,6 +18,9 @@ def drop(piece: Piece, density: Sequence[float]) -> list[Tensor]:
 
     Reference: Yu et al., Language models are super Mario, https://arxiv.org/abs/2311.03099
     """
+    if raw := stored(piece.models):
+        each = enumerate(zip(raw, density, strict=True))
+        return cast(list[Tensor], [x if d >= 1 else x.drop(d, _keys(piece, i)) for i, (x, d) in each])
     kept = []
     for i, (x, d) in enumerate(zip(piece.models, density, strict=True)):
         if d >= 1:
@@ -44,6 +50,9 @@ def drop_by_rank(piece: Piece, density: Sequence[float], epsilon: Sequence[float
 
     Reference: Deep et al., DELLA-Merging, https://arxiv.org/abs/2406.11617
     """
+    if raw := stored(piece.models):
+        chances = enumerate(zip(raw, density, epsilon, strict=True))
+        return cast(list[Tensor], [_drop_raw(x, d, e, _keys(piece, i)) for i, (x, d, e) in chances])
     dropped = []
     for i, (x, d, e) in enumerate(zip(piece.models, density, epsilon, strict=True)):
         if d >= 1 or d <= 0:
@@ -53,6 +62,16 @@ def drop_by_rank(piece: Piece, density: Sequence[float], epsilon: Sequence[float
         kept = x * torch.lt(piece.uniform(i).double(), chance, out=torch.empty_like(chance)).to(x.dtype)
         dropped.append((kept / chance).to(x.dtype) if divide else kept)
     return dropped
+
+
+def _keys(piece: Piece, model: int) -> tuple[int, int]:
+    return keys(piece.seed, piece.tensor, model, 0)
+
+
+def _drop_raw(x: fused.Raw, density: float, epsilon: float, own: tuple[int, int]) -> fused.Raw:
+    if density >= 1 or density <= 0:
+        return x if density >= 1 else x * 0.0
+    return fused.ranked(x, density - epsilon, 2 * epsilon, own)
 
 
 def _ranks(x: Tensor) -> Tensor:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
+
+import numpy as np
+from numpy.typing import NDArray
+
 from plait import kernels
+from plait.kernels import fused
 from plait.lazy import Tensor, torch
-from plait.ops.pieces import Pieces, total
+from plait.ops.pieces import Pieces, added, raw_sums, stored, total
 
 
-def gram(pieces: Pieces, _params: object = None) -> Tensor:
-    """G[i, j] = <x_i, x_j> over the whole tensor, for the models of the pieces in their order; float64 `[models, models]`."""
+def gram(pieces: Pieces, _params: object = None) -> NDArray[np.float64]:
+    """G[i, j] = <x_i, x_j> over the whole tensor, for the models of the pieces in their order; `[models, models]`."""
 
     def products(block: list[Tensor]) -> Tensor:
         if kernels.suit(*block):
@@ -16,4 +22,15 @@ def gram(pieces: Pieces, _params: object = None) -> Tensor:
         x = torch.stack(block).double()
         return x @ x.T
 
-    return total(pieces, products)
+    parts: list[list[float]] = []
+    k = 0
+    for piece in pieces:
+        raw = stored(piece.models)
+        if raw is None:
+            return total(pieces, products).numpy()
+        parts += raw_sums(raw, fused.PRODUCTS)
+        k = len(raw)
+    found = np.empty((k, k))
+    for (a, b), value in zip(combinations_with_replacement(range(k), 2), added(parts), strict=True):
+        found[a, b] = found[b, a] = value
+    return found

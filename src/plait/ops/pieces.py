@@ -8,10 +8,11 @@ exactly (`math.fsum`). So neither the size of the pieces nor the number of threa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from plait.kernels.fused import Raw, sums
 from plait.lazy import Tensor, torch
 from plait.ops.random import uniform
 
@@ -26,7 +27,10 @@ def block_rows(columns: int) -> int:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of every input of one tensor, in the computing dtype. The tensors are lent: never change them in place."""
+    """Some rows of every input of one tensor, in the computing dtype. The tensors are lent: never change them in place.
+
+    For methods that only hand them to bricks they may be `Raw`: as they are stored, for the kernels.
+    """
 
     models: list[Tensor]  # [rows, columns] each: weights, or differences to the base where the method works on deltas
     base: Tensor | None  # [rows, columns]
@@ -62,6 +66,16 @@ class Pieces(Protocol):
 
     def __iter__(self) -> Iterator[Piece]: ...
 
+    @property
+    def raw(self) -> int:
+        """How many models a piece has, if they are `Raw`; 0 where they are tensors."""
+
+    def sample(self) -> list[tuple[int, int]]:
+        """The rows [row, stop) of some small pieces of one size from all over a large tensor, for `at`."""
+
+    def at(self, row: int, stop: int) -> Piece:
+        """The piece of these rows, by itself."""
+
 
 def total(
     pieces: Pieces,
@@ -81,8 +95,23 @@ def total(
             measured = measure([r.reshape(-1) for r in rows])
             shape = tuple(measured.shape)
             parts.append(measured.double().reshape(-1).tolist())
-    sums = [math.fsum(column) for column in zip(*parts, strict=True)]
-    return torch.tensor(sums, dtype=torch.float64).reshape(shape)
+    return torch.tensor(added(parts), dtype=torch.float64).reshape(shape)
+
+
+def added(parts: list[list[float]]) -> list[float]:
+    """The exact sums of columns."""
+    return [math.fsum(column) for column in zip(*parts, strict=True)]
+
+
+def stored(tensors: Sequence[Tensor] | Sequence[Raw]) -> list[Raw] | None:
+    """The tensors, if they are as they are stored, and the kernels are to work on them."""
+    return [x for x in tensors if isinstance(x, Raw)] if tensors and isinstance(tensors[0], Raw) else None
+
+
+def raw_sums(inputs: Sequence[Raw], kind: int) -> list[list[float]]:
+    """`fused.sums` for the blocks that `total` has."""
+    columns = inputs[0].span.columns
+    return sums(inputs, kind, block_rows(columns) * columns)
 
 
 def row_sums(x: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def _scramble(x: Tensor, spare: Tensor) -> None:
     x ^= _shift(x, 15, spare)
 
 
-def _keys(seed: int, tensor: str, model: int, high: int) -> tuple[int, int]:
+def keys(seed: int, tensor: str, model: int, high: int) -> tuple[int, int]:
+    """The two keys of the numbers whose upper half is `high`."""
     key = hashlib.blake2b(f"{seed}\0{tensor}\0{model}\0{high}".encode(), digest_size=8).digest()
     return int.from_bytes(key[:4], "little"), int.from_bytes(key[4:], "little")
 
@@ -54,13 +55,13 @@ def uniform(seed: int, tensor: str, model: int, start: int, count: int, device: 
     while kernels.suit(out) and at < count:
         high, low = divmod(start + at, 1 << 32)
         run = min(count - at, (1 << 32) - low)
-        kernels.uniform(*_keys(seed, tensor, model, high), low, out[at : at + run])
+        kernels.uniform(*keys(seed, tensor, model, high), low, out[at : at + run])
         at += run
     spare = torch.empty(min(count, _RUN), dtype=torch.int32, device=device)
     while at < count:
         high, low = divmod(start + at, 1 << 32)
         run = min(count - at, (1 << 32) - low, _RUN)
-        key1, key2 = _keys(seed, tensor, model, high)
+        key1, key2 = keys(seed, tensor, model, high)
         x = _numbers(out.device)[:run] + _signed(low + key1)
         _scramble(x, spare[:run])
         x += _signed(key2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from plait import kernels
+from plait.kernels import fused
 from plait.lazy import Tensor, torch
-from plait.ops.pieces import Piece, Pieces, row_sums, total
+from plait.ops.pieces import Piece, Pieces, added, raw_sums, row_sums, stored, total
 
 
 def l1_factors(pieces: Pieces, sparsify: Callable[[Piece], list[Tensor]]) -> list[float]:
@@ -20,6 +21,12 @@ def l1_factors(pieces: Pieces, sparsify: Callable[[Piece], list[Tensor]]) -> lis
             return torch.tensor([kernels.l1(x) for x in block], dtype=torch.float64)
         return torch.cat([row_sums(x.abs().double()) for x in block])
 
-    sums = total(pieces, norms, of=lambda piece: [*piece.models, *sparsify(piece)]).tolist()
+    parts: list[list[float]] = []
+    for piece in pieces:
+        if stored(piece.models) is None:
+            parts = [total(pieces, norms, of=lambda piece: [*piece.models, *sparsify(piece)]).tolist()]
+            break
+        parts += raw_sums(stored(sparsify(piece)) or [], fused.LENGTHS)
+    sums = added(parts)
     whole, left = sums[: len(sums) // 2], sums[len(sums) // 2 :]
     return [w / k if w >= 1e-7 and k >= 1e-7 else 1.0 for w, k in zip(whole, left, strict=True)]

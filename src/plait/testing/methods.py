@@ -209,7 +209,7 @@ def results_fit(method: Method) -> Iterator[str]:
                     )
                 return result
 
-            merged = _merge(dataclasses.replace(method, function=spy), values, inputs, base)
+            merged = _merge(dataclasses.replace(method, function=spy, raw=False), values, inputs, base)
             yield from _damage(merged, base, f"{dtype}", values)
             yield from (f"{_say(values)}: the function returned {misfit}" for misfit in misfits)
 
@@ -249,7 +249,7 @@ def inputs_untouched(method: Method) -> Iterator[str]:
             changed.extend(not _same(x, y) for x, y in zip(pieces, copies, strict=True))
             return result
 
-        _merge(dataclasses.replace(method, function=spy), values, inputs, base)
+        _merge(dataclasses.replace(method, function=spy, raw=False), values, inputs, base)
         if any(changed) or not all(_same(x, y) for x, y in zip((base, *inputs), before, strict=True)):
             yield f"{_say(values)}: changes its inputs in place; they are lent"
 

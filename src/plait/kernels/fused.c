@@ -1,0 +1,460 @@
+/* A merge of pieces as they lie in the files: inputs are widened, made deltas, thinned out, merged and rounded strip by strip,
+ * so that nothing between the stored bytes of the inputs and those of the output leaves the first cache.
+ *
+ * Included by kernels.c. What is done to an entry is what the functions there, and the PyTorch code in ops/, do to it.
+ */
+#define MOST 16  /* inputs */
+#define STAGES 3 /* of an input */
+#define INLINE static inline __attribute__((always_inline))
+
+enum { KEEP, CUT, DROP, SCALE, MASK };
+typedef struct {
+    int32_t kind;
+    float value;                 /* KEEP and CUT: a magnitude; DROP: the density; SCALE: the factor */
+    int64_t *left;               /* KEEP and CUT: how many entries of that magnitude are still kept; counted down */
+    const uint8_t *mask;         /* MASK: 1 for what is kept */
+    uint32_t key1, key2, low, _; /* DROP: keys, and the first entry's number */
+} Stage;
+typedef struct {
+    const void *data;
+    int32_t dtype, stages;
+    Stage stage[STAGES];
+} Input;
+typedef struct {
+    const void *base; /* what is taken away from each input, or null */
+    const Input *inputs;
+    int64_t *left;    /* where entries are chosen by their variance over the inputs: as in a stage; else null */
+    int32_t dtype, count;
+    float value, _;
+} Group;
+typedef struct {
+    int64_t above;    /* magnitudes whose bits are at least low + span */
+    int64_t zeros;    /* magnitudes of 0 */
+    uint32_t *counts; /* the others from `low` on, by (bits - low) >> shift */
+    uint32_t low, span;
+    int32_t shift, input; /* -1: the variance over all inputs */
+} Bracket;
+
+INLINE void take(const void *data, int dtype, const float *restrict base, int64_t at, int64_t m, float *restrict out) {
+    if (dtype == F32) {
+        const float *in = (const float *)data + at;
+        for (int64_t i = 0; i < m; i++) out[i] = in[i];
+    } else if (dtype == BF16) {
+        const uint16_t *in = (const uint16_t *)data + at;
+        for (int64_t i = 0; i < m; i++) out[i] = bits_to_float((uint32_t)in[i] << 16);
+    } else {
+        const _Float16 *in = (const _Float16 *)data + at;
+        for (int64_t i = 0; i < m; i++) out[i] = (float)in[i];
+    }
+    if (base)
+        for (int64_t i = 0; i < m; i++) out[i] -= base[i];
+}
+
+/* multiplies `to` by 1 where x is above the cutoff, by 0 elsewhere; or by 0 and 1 */
+INLINE void cut(const float *x, float *to, int64_t m, float value, int64_t *left, int inverse) {
+    float yes = inverse ? 0.0f : 1.0f, no = 1.0f - yes;
+    int32_t equal = 0;
+    if (*left > 0)
+        for (int64_t i = 0; i < m; i++) equal += fabsf(x[i]) == value;
+    if (equal == 0)
+        for (int64_t i = 0; i < m; i++) to[i] *= fabsf(x[i]) > value ? yes : no;
+    else if (equal <= *left) {
+        for (int64_t i = 0; i < m; i++) to[i] *= fabsf(x[i]) >= value ? yes : no;
+        *left -= equal;
+    } else
+        for (int64_t i = 0; i < m; i++) {
+            float magnitude = fabsf(x[i]);
+            to[i] *= magnitude > value || (magnitude == value && *left > 0 && (*left)-- > 0) ? yes : no;
+        }
+}
+
+INLINE void stage(const Stage *s, float *restrict x, int64_t at, int64_t m) {
+    if (s->kind == KEEP || s->kind == CUT) {
+        float own[STRIP];
+        memcpy(own, x, (size_t)m * 4);
+        cut(own, x, m, s->value, s->left, s->kind == CUT);
+    } else if (s->kind == SCALE) {
+        float factor = s->value;
+        for (int64_t i = 0; i < m; i++) x[i] *= factor;
+    } else if (s->kind == MASK) {
+        const uint8_t *mask = s->mask + at;
+        for (int64_t i = 0; i < m; i++) x[i] *= (float)mask[i];
+    } else { /* number / 2^24 < density, in whole numbers */
+        double threshold = ceil((double)s->value * 0x1p24);
+        uint32_t limit = threshold <= 0 ? 0 : (uint32_t)threshold << 8;
+        uint32_t key1 = s->key1, key2 = s->key2, low = s->low + (uint32_t)at;
+        for (int64_t i = 0; i < m; i++) {
+            uint32_t bits = scramble(scramble(low + (uint32_t)i + key1) + key2);
+            x[i] *= bits < limit ? 1.0f : 0.0f;
+        }
+    }
+}
+
+INLINE void bottom(const Group *g, int64_t at, int64_t m, float *restrict base) {
+    if (g->base) take(g->base, g->dtype, 0, at, m, base);
+}
+
+INLINE void bare(const Group *g, int j, const float *base, int64_t at, int64_t m, float *restrict out) {
+    const Input *in = g->inputs + j;
+    if (g->base)
+        take(in->data, in->dtype, base, at, m, out);
+    else
+        take(in->data, in->dtype, 0, at, m, out);
+}
+
+INLINE void staged(const Group *g, int j, int64_t at, int64_t m, float *restrict x) {
+    for (int s = 0; s < g->inputs[j].stages; s++) stage(g->inputs[j].stage + s, x, at, m);
+}
+
+/* over the inputs; 0 exactly where all are equal */
+INLINE void variance(int k, float (*x)[STRIP], int64_t m, float *restrict out) {
+    for (int64_t i = 0; i < m; i++) {
+        double first = x[0][i], mean = 0;
+        for (int j = 1; j < k; j++) mean += (double)x[j][i] - first;
+        mean /= k;
+        double sum = mean * mean;
+        for (int j = 1; j < k; j++) {
+            double d = (double)x[j][i] - first - mean;
+            sum += d * d;
+        }
+        out[i] = (float)(sum / k);
+    }
+}
+
+/* all inputs, as they take part */
+INLINE void gather(const Group *g, int64_t at, int64_t m, float *base, float (*x)[STRIP]) {
+    bottom(g, at, m, base);
+    for (int j = 0; j < g->count; j++) {
+        bare(g, j, base, at, m, x[j]);
+        staged(g, j, at, m, x[j]);
+    }
+    if (g->left) {
+        float apart[STRIP], chosen[STRIP];
+        variance(g->count, x, m, apart);
+        for (int64_t i = 0; i < m; i++) chosen[i] = 1;
+        cut(apart, chosen, m, g->value, g->left, 0);
+        for (int j = 0; j < g->count; j++)
+            for (int64_t i = 0; i < m; i++) x[j][i] *= chosen[i];
+    }
+}
+
+INLINE int put(const float *restrict x, void *out, int dtype, int64_t at, int64_t m) {
+    uint32_t odd = 0;
+    if (dtype == F32) {
+        memcpy((float *)out + at, x, (size_t)m * 4);
+        for (int64_t i = 0; i < m; i++) odd |= (float_to_bits(x[i]) & 0x7F800000u) == 0x7F800000u;
+    } else if (dtype == BF16) {
+        uint16_t *to = (uint16_t *)out + at;
+        for (int64_t i = 0; i < m; i++) {
+            uint32_t u = float_to_bits(x[i]);
+            uint32_t rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+            rounded = (u & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded;
+            odd |= (rounded & 0x7F80u) == 0x7F80u;
+            to[i] = (uint16_t)rounded;
+        }
+    } else {
+        _Float16 *to = (_Float16 *)out + at;
+        uint16_t *written = (uint16_t *)out + at;
+        for (int64_t i = 0; i < m; i++) to[i] = (_Float16)x[i];
+        for (int64_t i = 0; i < m; i++) odd |= (written[i] & 0x7C00u) == 0x7C00u;
+    }
+    return !odd;
+}
+
+INLINE void sum(int k, float (*x)[STRIP], const float *w, int64_t m, float *restrict out) {
+    float first = w[0];
+    for (int64_t i = 0; i < m; i++) out[i] = x[0][i] * first;
+    for (int j = 1; j < k; j++) {
+        float weight = w[j];
+        for (int64_t i = 0; i < m; i++) out[i] += x[j][i] * weight;
+    }
+}
+
+INLINE void elect(int k, float (*x)[STRIP], const float *w, int normalize, float scale, int64_t m, float *restrict out) {
+    float sign[STRIP], share[STRIP];
+    sum(k, x, w, m, sign);
+    for (int64_t i = 0; i < m; i++) {
+        sign[i] = bits_to_float(0x3F800000u | ((uint32_t)!(sign[i] >= 0) << 31)); /* 1 or -1 */
+        out[i] = share[i] = 0;
+    }
+    for (int j = 0; j < k; j++) {
+        float weight = w[j];
+        for (int64_t i = 0; i < m; i++) {
+            float agrees = x[j][i] * weight * sign[i];
+            uint32_t not_less = -(uint32_t)!(agrees < 0), more = -(uint32_t)(agrees > 0);
+            out[i] += bits_to_float(float_to_bits(agrees) & not_less);
+            share[i] += bits_to_float(float_to_bits(weight) & more);
+        }
+    }
+    if (normalize)
+        for (int64_t i = 0; i < m; i++) out[i] /= share[i] + (share[i] == 0 ? 1.0f : 0.0f);
+    for (int64_t i = 0; i < m; i++) out[i] *= sign[i];
+    if (scale != 1)
+        for (int64_t i = 0; i < m; i++) out[i] *= scale;
+}
+
+/* the sign of the plain sum; a mean of the magnitudes that have it, weighted by w */
+INLINE void agree(int k, float (*x)[STRIP], const float *w, int64_t m, float *restrict out) {
+    float sign[STRIP], share[STRIP];
+    memcpy(sign, x[0], (size_t)m * 4);
+    for (int j = 1; j < k; j++)
+        for (int64_t i = 0; i < m; i++) sign[i] += x[j][i];
+    for (int64_t i = 0; i < m; i++) {
+        sign[i] = bits_to_float(0x3F800000u | ((uint32_t)!(sign[i] >= 0) << 31));
+        out[i] = share[i] = 0;
+    }
+    for (int j = 0; j < k; j++) {
+        float weight = w[j];
+        for (int64_t i = 0; i < m; i++) {
+            float agrees = x[j][i] * sign[i];
+            uint32_t not_less = -(uint32_t)!(agrees < 0), more = -(uint32_t)(agrees > 0);
+            out[i] += bits_to_float(float_to_bits(agrees) & not_less) * weight;
+            share[i] += bits_to_float(float_to_bits(weight) & more);
+        }
+    }
+    for (int64_t i = 0; i < m; i++) out[i] = out[i] / (share[i] < 1e-6f ? 1e-6f : share[i]) * sign[i];
+}
+
+enum { SUM, ELECT, AGREE };
+
+/* the merged entries, plus the base if `add`, rounded to a dtype; returns 1 if all that was written is finite */
+FAST int plait_merge(
+    const Group *g, int how, const float *w, int normalize, float scale, int add, void *out, int dtype, int64_t n) {
+    float x[MOST][STRIP], base[STRIP], merged[STRIP];
+    int finite = 1;
+    for (int64_t at = 0; at < n; at += STRIP) {
+        int64_t m = n - at < STRIP ? n - at : STRIP;
+        gather(g, at, m, base, x);
+        if (how == SUM)
+            sum(g->count, x, w, m, merged);
+        else if (how == ELECT)
+            elect(g->count, x, w, normalize, scale, m, merged);
+        else
+            agree(g->count, x, w, m, merged);
+        if (add)
+            for (int64_t i = 0; i < m; i++) merged[i] = base[i] + merged[i];
+        finite &= put(merged, out, dtype, at, m);
+    }
+    return finite;
+}
+
+/* whether entries that are copied are all finite */
+FAST int plait_finite(const void *x, int dtype, int64_t n) {
+    uint32_t odd = 0;
+    if (dtype == F32)
+        for (int64_t i = 0; i < n; i++) odd |= (((const uint32_t *)x)[i] & 0x7F800000u) == 0x7F800000u;
+    else {
+        uint16_t exponent = dtype == BF16 ? 0x7F80 : 0x7C00;
+        for (int64_t i = 0; i < n; i++) odd |= (((const uint16_t *)x)[i] & exponent) == exponent;
+    }
+    return !odd;
+}
+
+INLINE void product(const float *restrict x, const float *restrict y, int64_t m, double *lane) {
+    double own[LANES];
+    memcpy(own, lane, sizeof own);
+    int64_t i = 0;
+    for (; i + LANES <= m; i += LANES)
+        for (int l = 0; l < LANES; l++) own[l] += (double)x[i + l] * (double)y[i + l];
+    for (int l = 0; i < m; i++, l++) own[l] += (double)x[i] * (double)y[i];
+    memcpy(lane, own, sizeof own);
+}
+
+INLINE void length(const float *restrict x, int64_t m, double *lane) {
+    double own[LANES];
+    memcpy(own, lane, sizeof own);
+    int64_t i = 0;
+    for (; i + LANES <= m; i += LANES)
+        for (int l = 0; l < LANES; l++) own[l] += (double)fabsf(x[i + l]);
+    for (int l = 0; i < m; i++, l++) own[l] += (double)fabsf(x[i]);
+    memcpy(lane, own, sizeof own);
+}
+
+enum { PRODUCTS, LENGTHS, SQUARES };
+
+/* for each block of entries, `width` numbers into out: the inner products of inputs a <= b, row by row (k (k + 1) / 2);
+ * or the L1 norms of all inputs before their stages and then of all after them (2 k); or the sums of squares (k) */
+FAST void plait_sums(const Group *g, int kind, int64_t n, int64_t block, double *out) {
+    float x[MOST][STRIP], base[STRIP];
+    double lane[MOST * (MOST + 1) / 2][LANES];
+    int k = g->count, width = kind == PRODUCTS ? k * (k + 1) / 2 : kind == LENGTHS ? 2 * k : k;
+    for (int64_t begin = 0; begin < n; begin += block, out += width) {
+        int64_t end = n - begin < block ? n : begin + block;
+        memset(lane, 0, (size_t)width * sizeof lane[0]);
+        for (int64_t at = begin; at < end; at += STRIP) {
+            int64_t m = end - at < STRIP ? end - at : STRIP;
+            if (kind == LENGTHS) {
+                bottom(g, at, m, base);
+                for (int j = 0; j < k; j++) {
+                    bare(g, j, base, at, m, x[0]);
+                    length(x[0], m, lane[j]);
+                    if (g->inputs[j].stages) {
+                        staged(g, j, at, m, x[0]);
+                        length(x[0], m, lane[k + j]);
+                    }
+                }
+                continue;
+            }
+            gather(g, at, m, base, x);
+            if (kind == SQUARES) {
+                for (int j = 0; j < k; j++) product(x[j], x[j], m, lane[j]);
+                continue;
+            }
+            for (int a = 0, pair = 0; a < k; a++)
+                for (int b = a; b < k; b++) product(x[a], x[b], m, lane[pair++]);
+        }
+        for (int c = 0; c < width; c++) {
+            double total = 0;
+            for (int l = 0; l < LANES; l++) total += lane[c][l];
+            out[c] = total;
+        }
+        if (kind == LENGTHS)
+            for (int j = 0; j < k; j++)
+                if (!g->inputs[j].stages) out[k + j] = out[j];
+    }
+}
+
+/* how the magnitudes lie around each bracket; several brackets may look at one input */
+FAST void plait_select(const Group *g, Bracket *brackets, int count, int64_t n) {
+    float x[MOST][STRIP], base[STRIP], apart[STRIP];
+    for (int64_t at = 0; at < n; at += STRIP) {
+        int64_t m = n - at < STRIP ? n - at : STRIP;
+        gather(g, at, m, base, x);
+        for (int c = 0; c < count; c++) {
+            Bracket *b = brackets + c;
+            const float *of = apart;
+            if (b->input < 0)
+                variance(g->count, x, m, apart);
+            else
+                of = x[b->input];
+            uint32_t off[STRIP], low = b->low, span = b->span, high = low + span;
+            int32_t above = 0, zeros = 0, inside = 0;
+            for (int64_t i = 0; i < m; i++) {
+                uint32_t bits = float_to_bits(of[i]) & 0x7FFFFFFFu;
+                above += bits >= high;
+                zeros += bits == 0;
+                off[i] = bits - low;
+                inside += bits - low < span;
+            }
+            b->above += above;
+            b->zeros += zeros;
+            if (!inside) continue;
+            int64_t i = 0;
+            for (; i + LANES <= m; i += LANES) {
+                uint32_t any = 0;
+                for (int l = 0; l < LANES; l++) any |= -(uint32_t)(off[i + l] < span);
+                if (any)
+                    for (int l = 0; l < LANES; l++)
+                        if (off[i + l] < span) b->counts[off[i + l] >> b->shift]++;
+            }
+            for (; i < m; i++)
+                if (off[i] < span) b->counts[off[i] >> b->shift]++;
+        }
+    }
+}
+
+/* the bits of the magnitudes of one input, or with `input` -1 of the variance */
+FAST void plait_magnitudes(const Group *g, int input, int64_t n, uint32_t *out) {
+    float x[MOST][STRIP], base[STRIP], apart[STRIP];
+    for (int64_t at = 0; at < n; at += STRIP) {
+        int64_t m = n - at < STRIP ? n - at : STRIP;
+        const float *of = apart;
+        if (input < 0) {
+            gather(g, at, m, base, x);
+            variance(g->count, x, m, apart);
+        } else {
+            bottom(g, at, m, base);
+            bare(g, input, base, at, m, x[0]);
+            staged(g, input, at, m, x[0]);
+            of = x[0];
+        }
+        for (int64_t i = 0; i < m; i++) out[at + i] = float_to_bits(of[i]) & 0x7FFFFFFFu;
+    }
+}
+
+/* the k-th largest of n numbers below 2^31, k from 1; `counts` has room for 2^16 */
+uint32_t plait_largest(const uint32_t *x, int64_t n, int64_t k, uint32_t *counts, int64_t *above) {
+    uint32_t found = 0;
+    int64_t more = 0;
+    for (int half = 1; half >= 0; half--) {
+        memset(counts, 0, 4 << 16);
+        for (int64_t i = 0; i < n; i++)
+            if (half || x[i] >> 16 == found >> 16) counts[half ? x[i] >> 16 : x[i] & 0xFFFFu]++;
+        uint32_t bin = 0xFFFF;
+        while (more + counts[bin] < k) more += counts[bin--];
+        found |= half ? bin << 16 : bin;
+    }
+    *above = more;
+    return found;
+}
+
+/* the bin of a bracket that holds the k-th largest, k from 1, and how many lie in the bins above it; -1: in none */
+int64_t plait_locate(const uint32_t *counts, int64_t bins, int64_t k, int64_t *above) {
+    int64_t more = 0;
+    for (int64_t bin = bins - 1; bin >= 0; bin--) {
+        if (more + counts[bin] >= k) {
+            *above = more;
+            return bin;
+        }
+        more += counts[bin];
+    }
+    return -1;
+}
+
+/* counts[i] = how many of the i-th part of x are at least `value`; x has `parts` parts of `size` */
+FAST void plait_parts(const uint32_t *x, int64_t parts, int64_t size, uint32_t value, int64_t *counts) {
+    for (int64_t p = 0; p < parts; p++) {
+        int64_t found = 0;
+        for (int64_t i = 0; i < size; i++) found += x[p * size + i] >= value;
+        counts[p] = found;
+    }
+}
+
+/* 1 for the entries that are kept by chance and rank (see ops/drop.py): number < density - epsilon + 2 epsilon rank, the rank
+ * of the magnitude in its row going from 0 to 1, equal ones in the order of their place. `spare` has room for 4 rows. */
+FAST void plait_ranked(const Group *g, int input, int64_t rows, int64_t columns, double low, double wide, uint32_t key1,
+    uint32_t key2, uint32_t first, uint32_t *spare, uint8_t *mask) {
+    float base[STRIP];
+    uint32_t *key = spare, *place = spare + columns, *key_ = place + columns, *place_ = key_ + columns;
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t at = 0; at < columns; at += STRIP) {
+            int64_t m = columns - at < STRIP ? columns - at : STRIP, from = row * columns + at;
+            float x[STRIP];
+            bottom(g, from, m, base);
+            bare(g, input, base, from, m, x);
+            for (int64_t i = 0; i < m; i++) key[at + i] = float_to_bits(x[i]) & 0x7FFFFFFFu;
+        }
+        uint32_t *k = key, *p = place, *k_ = key_, *p_ = place_;
+        uint32_t counts[3][2048];
+        memset(counts, 0, sizeof counts);
+        for (int64_t i = 0; i < columns; i++) {
+            counts[0][k[i] & 2047]++;
+            counts[1][k[i] >> 11 & 2047]++;
+            counts[2][k[i] >> 22]++;
+        }
+        for (int64_t i = 0; i < columns; i++) p[i] = (uint32_t)i;
+        for (int digit = 0, shift = 0; digit < 3; digit++, shift += 11) {
+            uint32_t *c = counts[digit], sum = 0;
+            if (c[k[0] >> shift & 2047] == (uint32_t)columns) continue; /* one digit for all */
+            for (int b = 0; b < 2048; b++) {
+                uint32_t here = c[b];
+                c[b] = sum;
+                sum += here;
+            }
+            for (int64_t i = 0; i < columns; i++) {
+                uint32_t to = c[k[i] >> shift & 2047]++;
+                k_[to] = k[i];
+                p_[to] = p[i];
+            }
+            uint32_t *swap = k;
+            k = k_, k_ = swap, swap = p, p = p_, p_ = swap;
+        }
+        uint32_t at = first + (uint32_t)(row * columns);
+        double steps = (double)(columns - 1);
+        for (int64_t i = 0; i < columns; i++) {
+            double rank = columns == 1 ? 0.5 : (double)i / steps;
+            uint32_t bits = scramble(scramble(at + p[i] + key1) + key2);
+            mask[row * columns + p[i]] = (double)(bits >> 8) * 0x1p-24 < rank * wide + low;
+        }
+    }
+}

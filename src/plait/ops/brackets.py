@@ -1,0 +1,130 @@
+"""The k-th largest magnitude of `Raw` pieces, exactly, mostly in one pass.
+
+A sample says in which narrow bracket of magnitudes it lies. A pass counts what lies above the bracket, and each single value
+inside of it; if the sample was wrong, a histogram over all values brackets it anew. A float's bits, without the sign, are
+ordered like its magnitude.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import statistics
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from plait.kernels import fused
+from plait.ops.pieces import Pieces, stored
+
+_WHOLE = 1 << 18  # entries of a tensor that is looked at as a whole
+_BINS = 19  # bits: at most so many values are told apart in one pass
+_ALL, _HALF = 1 << 31, 16  # all magnitudes; what is left out of their bits in a first histogram
+_SURE = 5  # standard errors of a sample's rank
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Of which input (-1: of the variance over all), and which rank, from 1, given how many entries are not 0."""
+
+    input: int
+    rank: int | Callable[[int], int]
+
+    def given(self, some: int) -> int:
+        return self.rank if isinstance(self.rank, int) else self.rank(some)
+
+
+#: the magnitude at a rank, and how many entries of that magnitude have that rank or a higher one; None for a rank below 1
+Place = tuple[float, int] | None
+
+
+@dataclass(frozen=True)
+class _Bracket:
+    low: int
+    span: int
+    shift: int
+
+    @property
+    def bins(self) -> int:
+        return -(-self.span >> self.shift)
+
+
+def search(pieces: Pieces, wanted: Mapping[int, Wanted]) -> dict[int, Place]:
+    """The place of each rank, under its key."""
+    if pieces.entries <= _WHOLE:
+        return _whole(pieces, wanted) if wanted else {}
+    open_ = _guess(pieces, wanted) if wanted else {}
+    found: dict[int, Place] = {}
+    while open_:
+        counted, missed = _count(pieces, wanted, open_), {}
+        for (i, own), c in zip(open_.items(), counted, strict=True):
+            k = wanted[i].given(pieces.entries - c.zeros)
+            bin_, above = fused.locate(c.counts, own.bins, k - c.above) if k > c.above else (-1, 0)
+            if k <= 0:
+                found[i] = None
+            elif bin_ < 0:
+                missed[i] = _Bracket(0, _ALL, _HALF)
+            elif own.shift:
+                missed[i] = _Bracket(own.low + (bin_ << own.shift), 1 << own.shift, 0)
+            else:
+                found[i] = (_magnitude(own.low + bin_), k - c.above - above)
+        open_ = missed
+    return found
+
+
+def _count(pieces: Pieces, wanted: Mapping[int, Wanted], open_: Mapping[int, _Bracket]) -> ctypes.Array[fused.Bracket]:
+    counted = (fused.Bracket * len(open_))()
+    for c, (i, own) in zip(counted, open_.items(), strict=True):
+        counts = fused.buffer(f"counts {i}", 4 * own.bins)
+        ctypes.memset(counts.address, 0, 4 * own.bins)
+        c.counts, c.input = counts.address, wanted[i].input
+        c.low, c.span, c.shift = own.low, own.span, own.shift
+    for piece in pieces:
+        fused.select(stored(piece.models) or [], counted)
+    return counted
+
+
+def _whole(pieces: Pieces, wanted: Mapping[int, Wanted]) -> dict[int, Place]:
+    """The same for a tensor whose magnitudes fit into the cache."""
+    n = pieces.entries
+    bits = {w.input: fused.buffer(f"magnitudes {w.input}", 4 * n).address for w in wanted.values()}
+    for piece in pieces:
+        for which, address in bits.items():
+            fused.magnitudes(stored(piece.models) or [], which, address + 4 * piece.start)
+    found: dict[int, Place] = {}
+    for i, w in wanted.items():
+        k = w.given(sum(fused.at_least(bits[w.input], 1, n, 1)))
+        value, above = fused.largest(bits[w.input], n, k) if k > 0 else (0, 0)
+        found[i] = (_magnitude(value), k - above) if k > 0 else None
+    return found
+
+
+def _guess(pieces: Pieces, wanted: Mapping[int, Wanted]) -> dict[int, _Bracket]:
+    """Brackets from a sample, as wide as the parts of the sample differ."""
+    bits: dict[int, int] = {}
+    rows = pieces.sample()
+    for number, each in enumerate(rows):
+        models = stored(pieces.at(*each).models) or []
+        size = models[0].span.entries
+        for which in {w.input for w in wanted.values()}:
+            bits[which] = fused.buffer(f"magnitudes {which}", 4 * size * len(rows)).address
+            fused.magnitudes(models, which, bits[which] + 4 * size * number)
+    count = size * len(rows)
+    share = pieces.entries / count
+    guessed = {}
+    for i, w in wanted.items():
+        numbers = bits[w.input]
+        some = sum(fused.at_least(numbers, 1, count, 1))
+        rank = min(max(round(w.given(round(some * share)) / share), 1), count)
+        parts = fused.at_least(numbers, len(rows), size, fused.largest(numbers, count, rank)[0])
+        error = max(math.sqrt(len(parts)) * statistics.pstdev(parts), math.sqrt(rank * (1 - rank / count)))
+        margin = math.ceil(_SURE * error) + 8
+        high = fused.largest(numbers, count, rank - margin)[0] + 1 if rank > margin else _ALL
+        low = fused.largest(numbers, count, rank + margin)[0] if rank + margin <= count else 0
+        guessed[i] = _Bracket(low, high - low, max(0, (high - low - 1).bit_length() - _BINS))
+    return guessed
+
+
+def _magnitude(bits: int) -> float:
+    value: float = struct.unpack("<f", struct.pack("<I", bits))[0]
+    return value
