@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from plait import arch, fit
 from plait.align import aligned
 from plait.checkpoint import Checkpoint, Rows
+from plait.checkpoint import notes as notes_of
 from plait.checkpoint.source import Opened, fetched, local_path, open_model
 from plait.errors import PlaitError, Problems, RecipeError, Where, raise_all
 from plait.layout import SHARD_SIZE
@@ -207,6 +208,7 @@ class _Preparing:
             except PlaitError as error:
                 problems += error.problems if isinstance(error, Problems) else [error]
         raise_all(problems)
+        views = [f"{model.ref}: {note}" for model in models for note in notes_of(model.opened.checkpoint)]
         models, told = aligned(
             recipe,
             models,
@@ -220,7 +222,7 @@ class _Preparing:
             i.model for step in plan.steps if step.layer is None for i in step.sources() if _by_token(models, i)
         )
         unlikely = () if vocabulary or not rows else unlike([models[i] for i in rows])
-        notes = (*recipe.warnings, *warnings, *told, *unlikely, *side_files(plan).notes)
+        notes = (*recipe.warnings, *warnings, *views, *told, *unlikely, *side_files(plan).notes)
         return plan.with_notes(notes)
 
     def open(self, ref: ModelRef, recipe: Recipe, within: tuple[str, ...]) -> Opened:

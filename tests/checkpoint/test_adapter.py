@@ -178,6 +178,8 @@ def test_as_peft_runs_a_tied_base(kind: str, tmp_path: Path) -> None:
     expected = logits(lora)
     merge = plait.merge(make.recipe("passthrough", ref, parameters={}))
     untied = kind not in ("neither", "tokens")
+    told = next(note for note in merge.plan.notes if "the adapter changes" in note)
+    assert ("the head is a tensor of its own" in told) == untied
     assert ("lm_head.weight" in merge.specs, merge.config["tie_word_embeddings"]) == (untied, not untied)
     found = logits(merge.to_transformers().eval())
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import make
 import plait
 from loras import lora
-from plait.errors import ModelError
 from plait.testing.checkpoints import check
 
 Tensors = make.Tensors
@@ -282,6 +281,7 @@ def test_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(merge.specs) == set(made)
     assert {spec.dtype for spec in merge.specs.values()} == {"BF16"}
     assert "quantization_config" not in merge.config
+    assert f"{quantised}: 14 weights are quantised (fp8), and dequantised as they are read" in merge.plan.notes
     assert merge.plan.read_nbytes == sum(x.nbytes for x in (*made.values(), *stored.values()))
     name = "model.layers.1.mlp.up_proj.weight"
     exact = (made[name].double() + stored[name].double() * stored[f"{name}_scale_inv"].double()) / 2
@@ -307,74 +307,3 @@ def test_an_adapter_over_a_quantised_base(tmp_path: Path) -> None:
         make.recipe("passthrough", f"{tmp_path / 'base'}+{folder}", parameters={}), lora_merge_dtype=None
     )
     assert merge.specs["a_proj.weight"].dtype == "F16"
-
-
-def without(case: Case, *names: str) -> Case:
-    return {name: x for name, x in case[0].items() if name not in names}, case[1], case[2]
-
-
-def changed(case: Case, **quantization: Any) -> Case:
-    return case[0], case[1] | quantization, case[2]
-
-
-def swapped(case: Case, name: str, x: torch.Tensor) -> Case:
-    return case[0] | {name: x}, case[1], case[2]
-
-
-WRONG: dict[str, Callable[[], Case]] = {
-    "a kind that is not known": lambda: changed(gptq(), quant_method="aqlm"),
-    "no kind": lambda: ({"a.weight": random(2, 2)}, {"bits": 4}, {}),
-    "a list": lambda: ({"a.weight": random(2, 2)}, ["fp8"], {}),  # type: ignore[return-value, dict-item]
-    "fp8 without a scale": lambda: without(fp8((8, 8), (4, 4)), "a.weight_scale_inv"),
-    "fp8 with blocks of another size": lambda: changed(fp8((300, 300), (128, 128)), weight_block_size=[64, 64]),
-    "fp8 with blocks as text": lambda: changed(fp8((300, 300), (100, 100)), weight_block_size="100"),
-    "fp8 with a long scale": lambda: swapped(fp8((8, 8), (4, 4)), "a.weight_scale_inv", torch.ones(9)),
-    "fp8 of a vector": lambda: swapped(fp8((8, 8), (4, 4)), "a.weight", torch.zeros(8).to(torch.float8_e4m3fn)),
-    "mxfp4 without scales": lambda: without(mxfp4(), "m.gate_up_proj_scales"),
-    "mxfp4 of another shape": lambda: swapped(mxfp4(), "m.gate_up_proj_scales", torch.zeros(3, 10, 3).byte()),
-    "gptq of 5 bits": lambda: changed(gptq(), bits=5),
-    "gptq bits as text": lambda: changed(gptq(), bits="4"),
-    "gptq of another size": lambda: changed(gptq(), group_size=16),
-    "gptq without scales": lambda: without(gptq(), "a.scales"),
-    "gptq in marlin's order": lambda: changed(gptq(), checkpoint_format="marlin"),
-    "gptq with a short order": lambda: swapped(gptq(), "a.g_idx", torch.zeros(3).int()),
-    "awq of 8 bits": lambda: changed(awq(), bits=8),
-    "awq gemv": lambda: changed(awq(), version="gemv"),
-    "awq without zero points": lambda: changed(awq(), zero_point=False),
-    "awq of another size": lambda: changed(awq(), group_size=16),
-    "ct of another format": lambda: changed(CASES["ct w8a8"](), format="marlin-24"),
-    "ct sparse": lambda: changed(CASES["ct w8a8"](), sparsity_config={"format": "sparse-24-bitmask"}),
-    "ct without a shape": lambda: without(CASES["ct int4 groups"](), "a.weight_shape"),
-    "ct with a wrong shape": lambda: swapped(CASES["ct int4 groups"](), "a.weight_shape", torch.tensor([24, 640])),
-    "ct of 3 bits": lambda: changed(CASES["ct int4 groups"](), config_groups={"a": {"weights": {"num_bits": 3}}}),
-    "ct with other scales": lambda: swapped(CASES["ct nvfp4"](), "a.weight_scale", torch.ones(24, 3)),
-    "bnb without a table": lambda: without(bnb(), "nf4.weight.quant_map"),
-    "bnb without blocks": lambda: without(bnb(), "nf4.weight.absmax"),
-    "bnb with a state of noise": lambda: swapped(bnb(), NF4, torch.arange(9).byte()),
-    "bnb with a large shape": lambda: swapped(bnb(), NF4, spelt('{"shape": [99999, 99999], "blocksize": 64}')),
-    "bnb with a negative shape": lambda: swapped(bnb(), NF4, spelt('{"shape": [-1, 2], "blocksize": 64}')),
-    "bnb with blocks of 0": lambda: swapped(bnb(), NF4, spelt('{"shape": [24, 64], "blocksize": 0}')),
-    "bnb deep": lambda: swapped(bnb(), NF4, spelt("[" * 4000)),
-}
-NF4 = "nf4.weight.quant_state.bitsandbytes__nf4"
-
-
-def bnb() -> Case:
-    held = load_file(Path(__file__).parent / "data" / "bitsandbytes.safetensors")
-    return {name: x for name, x in held.items() if name.startswith("nf4.")}, {"quant_method": "bitsandbytes"}, {}
-
-
-def spelt(text: str) -> torch.Tensor:
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
-
-
-@pytest.mark.parametrize("fault", WRONG)
-def test_refused(fault: str, tmp_path: Path) -> None:
-    """What cannot be read is refused by name before the work: the model, what was wanted, found, and what to do."""
-    stored, quantization, _ = WRONG[fault]()
-    with pytest.raises(ModelError) as caught:
-        opened(tmp_path / "model", stored, quantization)
-    assert str(tmp_path / "model") in caught.value.what
-    assert caught.value.found
-    assert caught.value.wanted
-    assert caught.value.do

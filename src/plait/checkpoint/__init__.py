@@ -53,6 +53,12 @@ def stored_nbytes(checkpoint: Checkpoint, name: str) -> int:
     return known.get(name, checkpoint.specs[name].nbytes)
 
 
+def notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What a view has to say of what it does: it may have these sentences as `notes`."""
+    told: tuple[str, ...] = getattr(checkpoint, "notes", ())
+    return told
+
+
 def cut(tensor: torch.Tensor, rows: Rows | None) -> torch.Tensor:
     """A tensor that is in memory, or `rows` of it, as `Checkpoint.read` returns them: a copy."""
     import torch

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PART = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<part>A|B)(?:\.default)?\.(?P<kind>weight|bias)"
-    r"|lora_embedding_(?P<table>A|B)(?:\.default)?"
+    r"|lora_embedding_(?P<table>A|B)(?:\.default)?(?:\.weight)?"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
     r"|token_adapter\.(?P<tokens>trainable_tokens_delta)(?:\.default)?)"
 )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from plait.checkpoint import Checkpoint, Rows, home, stored_nbytes
+from plait.checkpoint import Checkpoint, Rows, home, notes, stored_nbytes
 from plait.checkpoint.adapter.bind import Change, LowRank, bind
 from plait.checkpoint.adapter.files import Adapter
 from plait.checkpoint.dtypes import torch_dtype
@@ -32,6 +32,10 @@ class Adapted:
         self._base, self._adapter, self._dtype = base, adapter, dtype
         self._changes, untied = bind(adapter, base.specs, base.config)
         self.config: Mapping[str, Any] = {**base.config, **({"tie_word_embeddings": False} if untied else {})}
+        told = f"the adapter changes {len(self._changes)} tensors"
+        if untied:
+            told += "; its base ties lm_head to the embedding, which it parts: the head is a tensor of its own"
+        self.notes = (*notes(base), told)
         self.home: dict[str, str] = {}
         specs = {name: self._plain(spec) for name, spec in base.specs.items()}
         for name in base.specs:

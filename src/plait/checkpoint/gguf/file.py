@@ -84,6 +84,9 @@ class GgufFile:
             if part.heads and (part.heads < 0 or shape[0] % (2 * part.heads)):
                 raise ModelError(f"{part.stored} does not fit", wanted=f"rows of {part.heads} heads", found=str(shape))
         quantised = [k.name for k, _, s in self._stored.values() if len(s) > 1 and k.name not in _AS_STORED]
+        kinds = ", ".join(sorted(set(quantised)))
+        told = f"{len(quantised)} weights are quantised (GGUF: {kinds}), and dequantised as they are read"
+        self.notes = (told,) if quantised else ()
         home = "BF16" if quantised else self._stored["token_embd.weight"][0].name
         self.home = dict.fromkeys(self._parts, home)
         self.specs: Mapping[str, TensorSpec] = {name: self._spec(part) for name, part in self._parts.items()}

@@ -67,7 +67,8 @@ class Dequantised:
     states for the model, bfloat16 if it states none. What served the quantisation alone (scales, indices) is not in `specs`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Weight]) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, Weight], kind: str) -> None:
+        self.notes = (f"{len(weights)} weights are quantised ({kind}), and dequantised as they are read",)
         self.config: Mapping[str, Any] = _plain(checkpoint.config)
         self._storage, self._weights = Storage(checkpoint), weights
         gone = {name for weight in weights.values() for name in weight.stored}
@@ -138,7 +139,7 @@ def dequantised(checkpoint: Checkpoint, called: object) -> Checkpoint:
             found=error.found,
             do=error.do or _INSTEAD,
         ) from error
-    return Dequantised(checkpoint, weights)
+    return Dequantised(checkpoint, weights, kind)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

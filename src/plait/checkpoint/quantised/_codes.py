@@ -17,10 +17,10 @@ def unpack(words: Tensor, bits: int) -> Tensor:
 
     `[…, words]` -> int32 `[…, words * 32 // bits]`; codes may lie across two words, as 3-bit codes do.
     """
-    words = words.long() & 0xFFFFFFFF
     if 32 % bits == 0:
-        shifts = torch.arange(0, 32, bits)
+        shifts = torch.arange(0, 32, bits, dtype=torch.int32)
         return _joined((words[..., None] >> shifts) & (2**bits - 1))
+    words = words.long() & 0xFFFFFFFF
     words = words.reshape(*words.shape[:-1], -1, bits)
     wide = words[..., :-1] | words[..., 1:] << 32
     at = torch.arange(32) * bits

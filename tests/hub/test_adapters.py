@@ -1,0 +1,36 @@
+"""Adapters from the Hub, like models from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import make
+import plait
+from hub.fakehub import FakeHub
+from hub.test_inputs import UPLOAD, around, hub, run
+from loras import lora
+
+__all__ = ["around", "hub"]  # fixtures
+
+
+def test_from_the_hub(hub: FakeHub, around: dict[str, str], tmp_path: Path) -> None:
+    """`org/base+org/adapter@revision` is fetched, applied and pinned, and both commits and all files are in the record."""
+    base, adapter = make.model(tmp_path / "base"), lora(tmp_path / "lora", make.tensors())
+    done = run(["-c", UPLOAD, "tester/base", base, "tester/lora", adapter], around)
+    assert done.returncode == 0, done.stderr
+    commits = done.stdout.split()
+    recipe = make.recipe("linear", f"tester/base+tester/lora@{commits[1]}")
+    done = run(["-m", "plait", "merge", make.write_json(tmp_path / "r.yml", recipe), tmp_path / "out"], around)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "out" / "plait_provenance.json").read_text())["models"][0]
+    assert [facts["revision"], facts["adapter_revision"]] == commits
+    names = [file["name"] for file in facts["files"]]
+    assert names == ["model.safetensors", "adapter_model.safetensors", "adapter_config.json"]
+    local = plait.open(f"{base}+{adapter}")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert set(merged) == set(local.specs)
+    assert all(torch.equal(x, local.read(name)) for name, x in merged.items())
