@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from plait import arch, fit
@@ -17,6 +20,7 @@ from plait.checkpoint import notes as notes_of
 from plait.checkpoint.source import Opened, fetched, local_path, open_model
 from plait.errors import PlaitError, Problems, RecipeError, Where, raise_all
 from plait.layout import SHARD_SIZE
+from plait.output.inputs import fetch
 from plait.output.save import Saved, save
 from plait.output.sidefiles import side_files
 from plait.plan import Input, Options, Plan, make_plan
@@ -43,6 +47,7 @@ class Merge:
         self.plan = plan
         self._steps = {step.name: step for step in plan.steps}
         self._rows = OnDemand(plan)
+        self._beside: Path | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -56,6 +61,22 @@ class Merge:
         """One tensor, or rows [start, stop) of its matrix view; raises `PlanError` for an unknown name."""
         step = self._steps.get(name) or self.plan.step(name)
         return tensor(self.plan, step) if rows is None else self._rows.read(step, rows)
+
+    def folder(self) -> Path | None:
+        """A folder with what lies beside the weights: the config's model's, or one with a tokenizer or template of its own.
+
+        Such a folder is a temporary one, which lives as long as the merge.
+        """
+        donor = self.plan.models[self.plan.donor].opened.folder
+        if self.plan.recipe.chat_template is None and self.plan.vocabulary is None:
+            return donor
+        if self._beside is None:
+            self._beside = Path(mkdtemp(prefix="plait-"))
+            weakref.finalize(self, shutil.rmtree, self._beside, ignore_errors=True)
+            side_files(fetch(self.plan, weights=False)).write(self._beside)
+            if donor and (donor / "README.md").is_file():  # states the licence
+                shutil.copy(donor / "README.md", self._beside)
+        return self._beside
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return tensors(self.plan)
@@ -237,7 +258,8 @@ class _Preparing:
             raise RecipeError("the recipes need each other", found=circle, do=do, where=recipe.at("merge_method"))
         plan = self.plan(inner, (*within, name))
         files = dict.fromkeys(path for model in plan.models for path in model.opened.files)
-        return Opened(ref, plan.models[plan.donor].opened.folder, None, Merge(plan), tuple(files))
+        merge = Merge(plan)
+        return Opened(ref, merge.folder(), None, merge, tuple(files))
 
     def nested(self, ref: ModelRef, beside: Path | None) -> tuple[Recipe, str] | None:
         """The recipe that stands in a model's place, and what tells it from others."""

@@ -177,3 +177,25 @@ def test_few_reads(tmp_path: Path) -> None:
     reads.clear()
     assert torch.equal(source.rows(np.arange(100, 164)), matrix[100:164])
     assert reads == [(100, 164)]
+
+
+def test_nested(models: list[Path], tmp_path: Path) -> None:
+    """A merge with a united vocabulary, used as a model, has that vocabulary, with the same bytes as from a directory."""
+    inner = make.recipe("linear", *models, tokenizer_source="union")
+    there = plait.merge(inner).save(tmp_path / "inner").out
+    merged = []
+    (tmp_path / "inner.yml").write_text(json.dumps(inner))
+    for first in (tmp_path / "inner.yml", there):
+        recipe = make.recipe("linear", models[1], base=first, tokenizer_source="base", chat_template="auto")
+        merged.append(plait.merge(recipe).save(tmp_path / f"out{len(merged)}").out)
+    assert make.hashes(merged[0]) == make.hashes(merged[1])
+    assert make.hashes(merged[0], "tokenizer*") == make.hashes(merged[1], "tokenizer*")
+    assert vocabularies.rows_of(merged[0]).keys() == vocabularies.rows_of(there).keys()
+
+
+def test_provenance_tells_whose(models: list[Path], tmp_path: Path) -> None:
+    """The provenance says of each file beside the weights whose it is."""
+    recipe = make.recipe("linear", *models, tokenizer_source=str(models[1]))
+    told = read(plait.merge(recipe).save(tmp_path / "out").out / "plait_provenance.json")["side_files"]
+    assert told["tokenizer.json"] == told["tokenizer_config.json"] == str(models[1])
+    assert told["generation_config.json"] == str(models[0])

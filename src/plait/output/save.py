@@ -52,7 +52,7 @@ def save(
     check_output(out, plan.nbytes, _inputs(plan), force)
     plan = fetch(plan, weights=not stream)
     beside = side_files(plan, copy_tokenizer)
-    facts = provenance(plan, hash_inputs, beside.chat_template)
+    facts = {**provenance(plan, hash_inputs, beside.chat_template), "side_files": dict(beside.origins)}
     text = card(facts, title(out)) if write_card else None
     with Writer(out, plan.shards, plan.specs) as writer:
         run(plan, writer.write, threads=threads, check=not allow_nonfinite, progress=progress)

@@ -69,8 +69,8 @@ class Setting:
 
     def tokens(self, i: int) -> Tokens | None:
         if i not in self.read:
-            found = read_tokens(self.models[i].opened.folder)
-            self.read[i] = found
+            opened = self.models[i].opened  # of a model that is a file, the tokenizer may lie beside it
+            self.read[i] = read_tokens(opened.folder or next((path.parent for path in opened.files), None))
         return self.read[i]
 
     def stripped(self, i: int) -> Tokens:
@@ -100,7 +100,7 @@ class Setting:
                 "the recipe asks for a tokenizer, and there are models without one that can be read",
                 wanted="tokenizer.json, vocab.json, tokenizer.model or vocab.txt in each model",
                 found="none in " + ", ".join(lacking),
-                do="copy the tokenizer files of the model that it was made from into its folder",
+                do="copy the tokenizer files of the model that it was made from into its folder (of a file: beside it)",
                 where=self.where,
             )
 
