@@ -47,6 +47,7 @@ ROOMS = [
         "output",
         "front",
         "evaluate",
+        "diff",
         "testing",
         "demo",
         "cli",
@@ -56,7 +57,7 @@ ROOMS = [
 ]
 #: third-party packages at the top of a file
 TOP = {
-    "torch": {"evaluate", "testing", "demo"},
+    "torch": {"evaluate", "diff", "testing", "demo"},
     "plait.lazy": {
         "brick",
         "bricks",
@@ -74,7 +75,7 @@ TOP = {
     "yaml": {"recipe", "output", "demo"},
     "pydantic": {"recipe"},
     "pydantic_core": {"recipe"},
-    "numpy": {"vocabulary", "evaluate", "ops", "methods"},
+    "numpy": {"vocabulary", "evaluate", "ops", "methods", "diff"},
     "click": {"cli"},
 }
 #: and inside of a function, where they are used
@@ -82,7 +83,7 @@ LAZY = {
     "torch": {"front", "lazy", "checkpoint", "cli"},
     "huggingface_hub": {"checkpoint"},
     "gguf": {"checkpoint"},
-    "jinja2": {"output"},
+    "jinja2": {"output", "diff"},
     "transformers": {"front", "demo"},
     "tokenizers": {"vocabulary"},
     "rich": {"cli", "demo"},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from plait.checkpoint import Checkpoint as Checkpoint
     from plait.checkpoint import InMemory as InMemory
     from plait.compute import merge_tensors as merge_tensors
+    from plait.diff import compare as compare
     from plait.errors import PlaitError as PlaitError
     from plait.front import Merge as Merge
     from plait.front import check as check
@@ -29,6 +30,7 @@ _HOME = {
     "Checkpoint": "checkpoint",
     "InMemory": "checkpoint",
     "merge_tensors": "compute",
+    "compare": "diff",
     "PlaitError": "errors",
     "Merge": "front",
     "check": "front",

@@ -127,7 +127,7 @@ def run(
             if progress:
                 progress(piece.nbytes)
 
-    with _workshop() as one_thread, ThreadPoolExecutor(threads or default_threads(), "plait") as pool:
+    with workshop() as one_thread, ThreadPoolExecutor(threads or default_threads(), "plait") as pool:
         futures = [pool.submit(work, step) for step in plan.steps]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
@@ -148,7 +148,7 @@ def tensors(plan: Plan, check: bool = True) -> Iterator[tuple[str, Tensor]]:
 
 def tensor(plan: Plan, step: Step, check: bool = True) -> Tensor:
     """One output tensor, whole."""
-    with _workshop() as one_thread:
+    with workshop() as one_thread:
         one_thread()
         return gathered(step.spec.shape, step.spec.dtype, task(plan, step, in_order=True).run(check))
 
@@ -195,7 +195,7 @@ class _Begun:
         self.cuts = list(self._task.cuts())
 
     def part(self, cut: tuple[int, int], check: bool) -> Tensor:
-        with self._lock, _workshop() as one_thread:
+        with self._lock, workshop() as one_thread:
             one_thread()
             if self._last is None or self._last[0] != cut:
                 if not self._known:
@@ -205,7 +205,7 @@ class _Begun:
 
 
 @contextmanager
-def _workshop() -> Iterator[Callable[[], None]]:
+def workshop() -> Iterator[Callable[[], None]]:
     """How torch and the allocator are set while pieces are worked on.
 
     Our threads share the cores; torch's own would only get in their way: who is going to use it calls what this yields. And
