@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
+from plait.checkpoint import held_nbytes
 from plait.checkpoint.dtypes import torch_dtype
 from plait.compute import PIECE, Copy, Task, merge_tensors
 from plait.lazy import torch
@@ -51,6 +52,11 @@ def estimate(plan: Plan, threads: int | None = None) -> Estimate:
 
 
 def _working_set(plan: Plan, step: Step) -> int:
+    views = [(plan.models[source.model].opened.checkpoint, source.name) for source in step.sources()]
+    return sum(held_nbytes(*view) for view in views) + _pieces(plan, step)
+
+
+def _pieces(plan: Plan, step: Step) -> int:
     made = task(plan, step)
     columns = step.spec.matrix[1]
     inputs = [DTYPES[plan.spec_of(source).dtype].bits // 8 for source in step.sources()]

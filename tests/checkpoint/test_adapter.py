@@ -234,6 +234,18 @@ def test_adapters_of_one_base(tmp_path: Path) -> None:
     assert torch.allclose(merge.read(name).double(), exact, rtol=0, atol=2e-7)
 
 
+def test_same_bytes(tmp_path: Path) -> None:
+    """A merge with adapters has the same bytes on one thread and on several."""
+    base = make.model(tmp_path / "base", hidden=64, dtype=torch.bfloat16)
+    folder = lora(tmp_path / "lora", make.tensors(hidden=64))
+    merge = plait.merge(
+        make.recipe("dare_ties", f"{base}+{folder}", base=base, parameters={"weight": 1, "density": 0.5})
+    )
+    for threads in (1, 3):
+        merge.save(tmp_path / str(threads), threads=threads)
+    assert make.hashes(tmp_path / "1") == make.hashes(tmp_path / "3")
+
+
 def run(*args: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(list(args))

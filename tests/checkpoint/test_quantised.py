@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import make
 import plait
 from loras import lora
+from plait.estimate import memory
 from plait.testing.checkpoints import check
 
 Tensors = make.Tensors
@@ -282,6 +283,7 @@ def test_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {spec.dtype for spec in merge.specs.values()} == {"BF16"}
     assert "quantization_config" not in merge.config
     assert f"{quantised}: 14 weights are quantised (fp8), and dequantised as they are read" in merge.plan.notes
+    assert memory(merge.plan, 2) > memory(plait.merge(make.recipe("linear", plain)).plan, 2) + 2 * (1 << 20)
     assert merge.plan.read_nbytes == sum(x.nbytes for x in (*made.values(), *stored.values()))
     name = "model.layers.1.mlp.up_proj.weight"
     exact = (made[name].double() + stored[name].double() * stored[f"{name}_scale_inv"].double()) / 2

@@ -53,6 +53,12 @@ def stored_nbytes(checkpoint: Checkpoint, name: str) -> int:
     return known.get(name, checkpoint.specs[name].nbytes)
 
 
+def held_nbytes(checkpoint: Checkpoint, name: str) -> int:
+    """Bytes that a thread holds while it reads a tensor in pieces: none, unless a view has them in a mapping `held`."""
+    known: Mapping[str, int] = getattr(checkpoint, "held", {})
+    return known.get(name, 0)
+
+
 def notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """What a view has to say of what it does: it may have these sentences as `notes`."""
     told: tuple[str, ...] = getattr(checkpoint, "notes", ())

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from plait.checkpoint import Checkpoint, Rows, home, notes, stored_nbytes
+from plait.checkpoint import Checkpoint, Rows, held_nbytes, home, notes, stored_nbytes
 from plait.checkpoint.adapter.bind import Change, LowRank, bind
 from plait.checkpoint.adapter.files import Adapter
 from plait.checkpoint.dtypes import torch_dtype
@@ -48,7 +48,11 @@ class Adapted:
         self.specs: Mapping[str, TensorSpec] = specs
         held = adapter.checkpoint.specs
         self.stored = {name: stored_nbytes(base, name) for name in base.specs}
+        self.held = {name: held_nbytes(base, name) for name in base.specs}
         for name, change in self._changes.items():
+            factors = change.low and change.low.factors
+            self.held[name] = self.held[str(change.source)] + 3 * 8 * BLOCK
+            self.held[name] += 8 * sum(held[part].numel for part in (factors.a, factors.b)) if factors else 0
             first = held[change.replaced].nbytes if change.replaced else stored_nbytes(base, str(change.source))
             self.stored[name] = first + sum(held[part].nbytes for part in change.added())
         self._held = threading.local()  # one tensor's factors, for each thread

@@ -41,12 +41,14 @@ class Storage:
 class Weight:
     """A weight that is not stored as it is: its shape, the tensors that it is made of, and how its rows are made.
 
-    `rows(storage, start, stop)` gives rows of the matrix view in float32, `[stop - start, columns]`.
+    `rows(storage, start, stop)` gives rows of the matrix view in float32, `[stop - start, columns]`. `held`: bytes that a
+    thread holds while it reads the weight, besides those rows.
     """
 
     shape: tuple[int, ...]
     stored: tuple[str, ...]
     rows: Callable[[Storage, int, int], Tensor]
+    held: int = 0
 
 
 @cache
@@ -81,6 +83,7 @@ class Dequantised:
                 specs[name] = spec
         self.specs: Mapping[str, TensorSpec] = specs
         self.home: Mapping[str, str] = dict.fromkeys(weights, _stated(checkpoint.config))
+        self.held = {name: weight.held + 4 * 4 * BLOCK for name, weight in weights.items()}
         self.stored = {
             name: sum(checkpoint.specs[part].nbytes for part in weight.stored) for name, weight in weights.items()
         }

@@ -58,4 +58,5 @@ def _weight(checkpoint: Checkpoint, name: str, size: int) -> Weight:
         code, zero = _ordered(words[:, low:high])[:, within], _ordered(zero[:, low:high])[:, within]
         return (scale[group, start:stop].float() * (code - zero[group])).T
 
-    return Weight((out, inside), tuple(f"{name}.{part}" for part in ("qweight", "qzeros", "scales")), rows)
+    held = codes.nbytes + zeros.nbytes + scales.nbytes
+    return Weight((out, inside), tuple(f"{name}.{part}" for part in ("qweight", "qzeros", "scales")), rows, held)

@@ -87,7 +87,7 @@ def _four(checkpoint: Checkpoint, name: str, state: str) -> Weight:
         return (values[code] * scales[torch.arange(first, last) // size]).reshape(stop - start, columns)
 
     parts = (name, f"{name}.absmax", f"{name}.quant_map", state, *inner)
-    return Weight(shape, parts, rows)
+    return Weight(shape, parts, rows, 8 * absmax.numel)
 
 
 def _told(checkpoint: Checkpoint, state: str) -> dict[str, Any]:

@@ -60,4 +60,4 @@ def _weight(checkpoint: Checkpoint, name: str, bits: int, size: int, older: bool
         return scale[group, start:stop].T * (code - zero[group, start:stop].T)
 
     parts = ("qweight", "qzeros", "scales", *(("g_idx",) if order else ()))
-    return Weight((out, inside), tuple(f"{name}.{part}" for part in parts), rows)
+    return Weight((out, inside), tuple(f"{name}.{part}" for part in parts), rows, codes.nbytes + 8 * groups * out)

@@ -54,4 +54,4 @@ def _weight(name: str, stored: tuple[int, ...]) -> Weight:
             start += high - low
         return torch.cat(parts)
 
-    return Weight((*stack, inside, out), (f"{name}_blocks", f"{name}_scales"), rows)
+    return Weight((*stack, inside, out), (f"{name}_blocks", f"{name}_scales"), rows, out * blocks * (16 + 4))
