@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import transformers
+from safetensors.torch import load_file, save_file
 
 import make
 import plait
@@ -92,6 +93,75 @@ def test_graft_by_module(pen: Path, other: Other) -> None:
     part = {"models": [{"model": str(tune), "parameters": {"weight": 1.0}}]}
     recipe = {"merge_method": "task_arithmetic", "base_model": str(base), "modules": {"text_decoder": part}}
     assert [n for n, x in plait.merge(recipe) if not same(x, whole.read(n))] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "module"), [("llava", "CLIPVisionModel", "vision_tower"), ("t5", "T5EncoderModel", "encoder")]
+)
+def test_other_parts(name: str, cls: str, module: str, pen: Path, tmp_path: Path) -> None:
+    """A vision tower or an encoder saved alone by transformers merges into its part of the whole, which loads and runs."""
+    base = save(name, pen)
+    config = transformers.AutoConfig.from_pretrained(base)
+    getattr(transformers, cls)(getattr(config, "vision_config", config)).save_pretrained(tmp_path / "part")
+    merge = plait.merge(make.recipe("task_arithmetic", tmp_path / "part", base=base))
+    assert accounted(merge.plan)
+    assert {step.module for step in merge.plan.steps if step.method} == {module}
+    assert not [s.name for s in merge.plan.steps if s.module == module and not s.method]
+    merge.save(tmp_path / "out")
+    assert torch.isfinite(forward(load(tmp_path / "out", name))).all()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_split_experts_into_a_vision_model_s(turned: bool, tmp_path: Path) -> None:
+    """Split text experts merge with the fused or turned ones of Qwen3-VL-MoE: as transformers holds them, in each tensor."""
+    body = {
+        "vocab_size": 80,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    body |= {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    }
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "intermediate_size": 48,
+        "out_hidden_size": 32,
+        "patch_size": 8,
+    }
+    vision |= {"num_position_embeddings": 4, "deepstack_visual_indexes": [0]}
+    untied = {"tie_word_embeddings": False}
+    config = transformers.Qwen3VLMoeConfig(
+        text_config={**body, **untied, "rope_parameters": rope}, vision_config=vision, **untied
+    )
+    whole = transformers.Qwen3VLMoeForConditionalGeneration(config)
+    text = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**body, **untied))
+    whole.save_pretrained(tmp_path / "whole")
+    text.save_pretrained(tmp_path / "text")
+    if turned:
+        file = tmp_path / "whole" / "model.safetensors"
+        made = {n: x.transpose(1, 2).contiguous() if ".experts." in n else x for n, x in load_file(file).items()}
+        save_file(made, file, {"format": "pt"})
+    merge = plait.merge(make.recipe("linear", tmp_path / "whole", tmp_path / "text"))
+    assert any(
+        f"experts of {tmp_path / 'text'} are read as {'turned' if turned else 'fused'}" in n for n in merge.plan.notes
+    )
+    merge.save(tmp_path / "out")
+    kind = transformers.Qwen3VLMoeForConditionalGeneration
+    loaded, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
+    found, one, other = loaded.state_dict(), whole.state_dict(), text.state_dict()
+    for name, x in other.items():
+        inside = name.replace("model.", "model.language_model.", 1)
+        torch.testing.assert_close(found[inside], (one[inside] + x) / 2, rtol=0, atol=1e-7)
 
 
 def test_two_vision_models_and_a_text_model(pen: Path, other: Other) -> None:

@@ -79,6 +79,7 @@ def aligned(
             else:
                 found.append(_in_line(model, reference, rules, notes))
         except PlaitError as error:
+            error.where = error.where or next((s.where for s in sources if s.model == model.ref and s.where), None)
             problems.append(error)
     raise_all(problems)
     return found, list(notes)
@@ -116,7 +117,8 @@ def _respelt(model: Model, reference: Model, rules: _Rules, notes: dict[str, Non
     if layout and other and layout != other:
         checkpoint = experts.relaid(checkpoint, other)
         notes[f"the {layout} experts of {model.ref} are read as {other}, as {reference.ref} has them"] = None
-    spelling = spelt(checkpoint.specs, theirs, partly=rules.crimes)
+    modality = names.words(str(checkpoint.config.get("model_type"))) & names.MODALITIES
+    spelling = spelt(checkpoint.specs, theirs, modality=modality, partly=rules.crimes)
     if spelling.unclear and not rules.crimes:
         name, candidates = next(iter(spelling.unclear.items()))
         raise PlanError(
@@ -165,7 +167,7 @@ def _optional(name: str, having: Architecture, lacking: Architecture, heads: boo
         return "layer for multi-token prediction"
     tied = name in lacking.tied or name in having.tied
     if heads and not tied and not names.numbered(name) and names.is_head(name):
-        return f"head {name}"
+        return "such head"
     return None
 
 
@@ -207,7 +209,7 @@ def _same_class(model: Model, reference: Model, gap: _Gap, rules: _Rules) -> Non
     if rules.crimes or _class(model) == _class(reference):
         return
     odd = [
-        f"{patterns(found)} in {one.ref} only"
+        f"{patterns(found, 5)} in {one.ref} only"
         for one, two in ((reference, model), (model, reference))
         if (found := _unexplained(one.arch, two.arch, gap))
     ]
@@ -228,7 +230,8 @@ def _unexplained(one: Architecture, other: Architecture, gap: _Gap) -> list[str]
     return [name for name in one.specs if name not in other.specs and name not in known]
 
 
-def patterns(found: Iterable[str]) -> str:
+def patterns(found: Iterable[str], most: int | None = None) -> str:
     """Names with their numbers as N, each kind once with its count: `model.layers.N.mlp.bias (24), score.weight`."""
-    kinds = Counter(re.sub(r"(?<=\.)\d+(?=\.|$)", "N", name) for name in found)
-    return ", ".join(f"{kind} ({count})" if count > 1 else kind for kind, count in kinds.items())
+    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.|$)", "N", name) for name in found)
+    kinds = [f"{kind} ({count})" if count > 1 else kind for kind, count in counts.items()]
+    return ", ".join(kinds[:most]) + (f" and {len(kinds) - most} more kinds" if most and len(kinds) > most else "")

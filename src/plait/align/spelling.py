@@ -39,17 +39,27 @@ class Spelling:
         return lines
 
 
+_OLD = re.compile("|".join(pattern.pattern for pattern, _ in SPELLINGS))
+
+
 def canonical(name: str) -> str:
     """The name in the spelling of current transformers, where an older one is known."""
-    for pattern, now in SPELLINGS:
+    for pattern, now in SPELLINGS if _OLD.search(name) else ():
         name = pattern.sub(now, name)
     return name
 
 
-def spelt(own: Mapping[str, TensorSpec], reference: Mapping[str, TensorSpec], *, partly: bool = False) -> Spelling:
+def spelt(
+    own: Mapping[str, TensorSpec],
+    reference: Mapping[str, TensorSpec],
+    *,
+    modality: frozenset[str] = frozenset(),
+    partly: bool = False,
+) -> Spelling:
     """What the tensors of `own` that `reference` has not are called there; names without a counterpart are left out.
 
     A stack of layers is another's only if one has every tensor of the other, and vision is not audio; `partly` waives the former.
+    `modality`: what `own` is if its names do not say it (`names.MODALITIES`).
     """
     free: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     stacks: Counter[tuple[str, str]] = Counter()
@@ -68,7 +78,7 @@ def spelt(own: Mapping[str, TensorSpec], reference: Mapping[str, TensorSpec], *,
         options[name] = [(other, _pair(plain, theirs)) for other, theirs in free.get(_end(plain), ())]
         for other, pair in options[name]:
             claims[pair].add(name, other, own[name].shape == reference[other].shape)
-    good = {pair for pair, claim in claims.items() if claim.fair(pair, stacks, partly)}
+    good = {pair for pair, claim in claims.items() if claim.fair(pair, stacks, modality, partly)}
     best: defaultdict[str, list[tuple[tuple[int, int], str]]] = defaultdict(list)
     unclear: dict[str, tuple[str, ...]] = {}
     for name, found in options.items():
@@ -107,9 +117,9 @@ class _Claim:
     def points(self) -> tuple[int, int]:
         return self.equal, len(self.layered) + self.loose
 
-    def fair(self, pair: Pair, stacks: Mapping[tuple[str, str], int], partly: bool) -> bool:
+    def fair(self, pair: Pair, stacks: Mapping[tuple[str, str], int], modality: frozenset[str], partly: bool) -> bool:
         one, other = (names.words(prefix) & names.MODALITIES for prefix in pair)
-        if one != other:
+        if (one or modality) != other and one != other:
             return False
         if not self.layered:  # a name outside the layers moves with them, or has words more or less in front
             return _within(*pair)
@@ -159,7 +169,8 @@ def _kind(old: str, new: str) -> tuple[Pair, bool]:
     mine, theirs = one.split("."), other.split(".")
     while mine and theirs and mine[0] == theirs[0]:
         del mine[0], theirs[0]
-    return (".".join(mine), ".".join(theirs)), False
+    plain = [".".join("N" if word.isdigit() else word for word in words) for words in (mine, theirs)]
+    return (plain[0], plain[1]), False
 
 
 def _shared(tails: list[str]) -> str:

@@ -218,8 +218,7 @@ def _as_deep(own: Stack | None, reference: Stack, specs: Mapping[str, TensorSpec
         for name in specs:
             if (parts := names.numbered(name)) and parts[0] == reference.prefix:
                 found[parts[1]].append(parts[2])
-        count = max(found, default=reference.count - 1) + 1
-        own = Stack(reference.prefix, tuple(tuple(found.get(i, ())) for i in range(count)), reference.layer_key)
+        own = Stack(reference.prefix, tuple(tuple(found.get(i, ())) for i in range(reference.count)))
     counts = {(own.count - own.extra), own.count} & {reference.count - reference.extra, reference.count}
     if own.count == reference.count or not (depth or counts):
         return own

@@ -6,6 +6,7 @@ Patterns are over names as Hugging Face checkpoints have them; a component is wh
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal
 
 Kind = Literal["attention", "mlp", "norm", "embedding", "head", "expert", "router", "other"]
@@ -15,6 +16,7 @@ MODALITIES = frozenset({"vision", "audio"})
 _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
+@lru_cache(1 << 17)  # asked several times of each name
 def numbered(name: str) -> tuple[str, int, str] | None:
     """`a.3.b.1.c` -> (`a.`, 3, `b.1.c`): text before the first number between dots, the number, text after; or None."""
     found = _NUMBER.search(name)
