@@ -124,7 +124,7 @@ def choose(network: Any, tokenizer: Any, prompt: Sequence[int], choices: Sequenc
     for choice in choices:
         tail = tokenizer(choice, add_special_tokens=False).input_ids
         ids = torch.tensor([[*prompt, *tail]], device=network.device)
-        known = network(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        known = _known(network(ids).logits[0, len(prompt) - 1 : -1])
         sums.append(float(known.gather(1, ids[0, len(prompt) :, None]).sum()))
     return choices[sums.index(max(sums))]
 
@@ -146,14 +146,30 @@ def surprise(network: Any, tokenizer: Any, text: str, window: int, stride: int) 
         new = begin + part.shape[1] - counted
         if new <= 0:
             break
-        logits = network(part).logits[0, -new - 1 : -1].float()
-        nats = torch.nn.functional.cross_entropy(logits, part[0, -new:], reduction="none").tolist()
-        found += zip(places[counted : counted + new], nats, strict=True)
+        known = _known(network(part).logits[0, -new - 1 : -1])
+        nats = -known.gather(1, part[0, -new:, None])[:, 0]
+        found += zip(places[counted : counted + new], nats.tolist(), strict=True)
         counted += new
     return found
 
 
 def window_of(network: Any, asked: int | None, longest: int) -> int:
     """Tokens of a window: what was asked for, else what the model was made for, at most `longest`."""
-    made_for = getattr(network.config.get_text_config(), "max_position_embeddings", None) or longest
+    made_for = getattr(network.config.get_text_config(), "max_position_embeddings", None) or asked or longest
+    if asked and asked > made_for:
+        raise ModelError(
+            f"a window of {asked} tokens is longer than a model's", wanted=f"at most {made_for}", found=str(asked)
+        )
     return asked or min(made_for, longest)
+
+
+def _known(logits: torch.Tensor) -> torch.Tensor:
+    """Log probabilities; raises `ModelError` when they are no numbers."""
+    found = logits.float().log_softmax(-1)
+    if found.isnan().any():
+        raise ModelError(
+            "a model's probabilities are not numbers",
+            found="NaN",
+            do="its weights are broken, or too large for --dtype; leave it out, or mend the merge",
+        )
+    return found

@@ -134,6 +134,7 @@ def subjects(
     plan: Callable[[str], Plan] = prepare,
 ) -> list[Subject]:
     """Each of `given`, a folder, a Hub id or a recipe (.yml, .yaml), opened; headers only. Raises `PlaitError`."""
+    given = list(dict.fromkeys(given))
     short = [_short(text) for text in given]
     names = [name if Counter(short)[name] == 1 else text for name, text in zip(short, given, strict=True)]
     return [_subject(text, name, machine, cache, plan) for text, name in zip(given, names, strict=True)]
