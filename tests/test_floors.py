@@ -72,7 +72,7 @@ TOP = {
         "estimate",
     },
     "safetensors": {"demo"},
-    "yaml": {"recipe", "output", "demo"},
+    "yaml": {"recipe", "output", "evaluate", "demo"},
     "pydantic": {"recipe"},
     "pydantic_core": {"recipe"},
     "numpy": {"vocabulary", "evaluate", "ops", "methods", "diff"},

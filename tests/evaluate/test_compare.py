@@ -101,6 +101,19 @@ def test_a_changed_recipe_is_asked_anew(recipe: Make, questions: Make, tmp_path:
     assert evaluate([recipe(0.5)], made, cache)[1].left == 3
 
 
+def test_a_recipe_of_recipes_is_asked_anew(recipe: Make, model: Make, questions: Make, tmp_path: Path) -> None:
+    """A number that changes in a recipe which stands in a model's place makes another merge."""
+    made, cache, outer = tasks(questions(count=2)), tmp_path / "cache", tmp_path / "outer.yml"
+    recipe(0.7)
+    outer.write_text(
+        f"merge_method: linear\nmodels: [{{model: mix.yml}}, {{model: {model('base')}}}]\nparameters: {{weight: 1}}\n"
+    )
+    assert evaluate([outer], made, cache)[1].left == 2
+    assert evaluate([outer], made, cache)[1].left == 0
+    recipe(0.5)
+    assert evaluate([outer], made, cache)[1].left == 2
+
+
 def test_lines_that_were_cut_are_asked_again(model: Make, questions: Make, tmp_path: Path) -> None:
     """A cache that a kill or a stranger damaged costs the items that were hit, nothing else."""
     made, cache, base = tasks(questions(count=5)), tmp_path / "cache", model("base")

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from plait.checkpoint.source import Opened, open_model
 from plait.evaluate.cache import digest, file_digest
 from plait.evaluate.records import Subject
 from plait.front import Merge, prepare
+from plait.methods import registry
 from plait.output.sidefiles import side_files
-from plait.plan import Plan, Step
+from plait.plan import Plan
 from plait.types import ModelRef
 
 #: files of a model's folder that change nothing when it is run
@@ -50,8 +52,8 @@ class Written:
 
     @cached_property
     def fingerprint(self) -> str:
-        files = sorted(p for p in self.path.iterdir() if p.is_file() and not p.name.startswith(BESIDE))
-        return digest("model 1", [(p.name, file_digest(p)) for p in files], _environment(self.machine))
+        files = (p for p in self.path.iterdir() if p.is_file() and not p.name.startswith(BESIDE))
+        return digest("model 1", _files(files), _environment(self.machine))
 
     def loaded(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -70,9 +72,10 @@ class Written:
 
 @dataclass
 class Unwritten:
-    """A merge that is in no folder; its weights are computed when they are needed."""
+    """A merge that is in no folder; its weights are computed when they are needed. `source`: a recipe's file, or its text."""
 
     name: str
+    source: str
     plan: Plan
     machine: Machine
     path: None = None
@@ -85,10 +88,19 @@ class Unwritten:
         return digest(
             "merge 1",
             version("plait"),
-            [_step(step) for step in plan.steps],
-            [file_digest(path) for path in _code(plan)],
-            [(str(m.ref), m.opened.revision, [file_digest(p) for p in m.opened.files]) for m in plan.models],
-            [(name, file_digest(path)) for name, path in sorted(beside.copied.items())],
+            recipe_data(self.source),
+            [file_digest(path) for path in _code()],
+            [
+                (
+                    str(m.ref),
+                    m.opened.revision,
+                    m.opened.adapter_revision,
+                    _files(m.opened.files),
+                    _small(m.opened),
+                )
+                for m in plan.models
+            ],
+            _files(beside.copied.values()),
             sorted(beside.texts.items()),
             (plan.config, plan.seed, str(plan.options)),
             _environment(self.machine),
@@ -144,12 +156,12 @@ def _subject(
     text: str, name: str, machine: Machine, cache: Path | None, plan: Callable[[str], Plan]
 ) -> Written | Unwritten:
     if _is_recipe(text):
-        return Unwritten(name, plan(text), machine)
+        return Unwritten(name, text, plan(text), machine)
     ref = ModelRef.parse(text)
     opened = open_model(ref, cache=cache)
     if opened.folder is None or ref.adapter or "quantization_config" in opened.config:
         alone = f"merge_method: passthrough\nmodels:\n  - model: {json.dumps(text)}\n"
-        return Unwritten(name, prepare(alone, cache=cache), machine)
+        return Unwritten(name, alone, prepare(alone, cache=cache), machine)
     return Written(name, opened, machine)
 
 
@@ -161,16 +173,38 @@ def _short(text: str) -> str:
     return Path(text).stem if _is_recipe(text) else text.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _step(step: Step) -> list[Any]:
-    """All that decides the step's bytes; where in a recipe a value stands does not."""
-    fields = (f.name for f in dataclasses.fields(step) if f.name not in ("settings", "method", "note"))
-    return [step.method and step.method.name, *(repr(getattr(step, name)) for name in fields)]
+def recipe_data(source: str) -> list[Any]:
+    """What a recipe says, without its comments and layout, and what the recipes say that it names in a model's place."""
+    path = Path(source) if _is_recipe(source) else None
+    found = list(yaml.safe_load_all(path.read_text("utf-8") if path else source))
+    for text in _texts(found):
+        beside = [Path(text), *([path.parent / text] if path else [])]
+        if text.endswith((".yml", ".yaml")) and (file := next((p for p in beside if p.is_file()), None)):
+            found.append(recipe_data(str(file)))
+    return found
 
 
-def _code(plan: Plan) -> list[Path]:
-    """The files that the methods are in."""
-    functions = {step.method.name: step.method.function for step in plan.steps if step.method}
-    return [Path(inspect.getfile(function)) for _, function in sorted(functions.items())]
+def _texts(data: object) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict | list):
+        for item in data.values() if isinstance(data, dict) else list(data):
+            yield from _texts(item)
+
+
+def _code() -> list[Path]:
+    """The files that the methods are in, those of --load among them."""
+    return [Path(inspect.getfile(method.function)) for method in registry().values()]
+
+
+def _files(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    return [(path.name, file_digest(path)) for path in sorted(paths)]
+
+
+def _small(opened: Opened) -> list[list[tuple[str, str]]]:
+    """What stands beside weights, a model's and an adapter's: tokenizer, config."""
+    folders = dict.fromkeys(filter(None, [opened.folder, *(path.parent for path in opened.files)]))
+    return [_files(p for kind in ("*.json", "*.model", "*.jinja") for p in folder.glob(kind)) for folder in folders]
 
 
 def _environment(machine: Machine) -> list[str]:
