@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from plait.checkpoint import Checkpoint, Rows, held_nbytes, home, notes, stored_nbytes
@@ -56,6 +57,7 @@ class Adapted:
             first = held[change.replaced].nbytes if change.replaced else stored_nbytes(base, str(change.source))
             self.stored[name] = first + sum(held[part].nbytes for part in change.added())
         self._held = threading.local()  # one tensor's factors, for each thread
+        self._packs = lru_cache(4)(adapter.read)  # of experts: every expert of a layer needs its part of the same two
 
     def _plain(self, spec: TensorSpec) -> TensorSpec:
         return TensorSpec(self._dtype, spec.shape) if self._dtype and spec.dtype in MERGEABLE else spec
@@ -112,7 +114,8 @@ class Adapted:
             return self._held.factors  # type: ignore[no-any-return]
         assert change.low
         factors = change.low.factors
-        left, right = _sides(change.low, *self._adapter.read(factors))
+        read = self._adapter.read if change.low.expert is None else self._packs
+        left, right = _sides(change.low, *read(factors))
         right = right.double() * factors.scale
         stretch = None
         if factors.magnitude:

@@ -160,7 +160,7 @@ def _packed(quantization: Mapping[str, Any], checkpoint: Checkpoint, name: str, 
         return codes * (scales if len(scales) == 1 else scales[start:stop])[:, group]
 
     parts = [packed, scale, size, *(part for part in (order, zero) if part)]
-    return Weight((out, inside), (*parts, *idle), rows)
+    return Weight((out, inside), (*parts, *idle), rows, 8 * inside + 8 * out * groups)
 
 
 def _four(quantization: Mapping[str, Any], checkpoint: Checkpoint, name: str, idle: tuple[str, ...]) -> Weight:
