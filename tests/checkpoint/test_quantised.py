@@ -64,6 +64,22 @@ def fbgemm() -> Case:
     return stored | {"a.input_scale_ub": torch.ones(1)}, {"quant_method": "fbgemm_fp8"}, exact
 
 
+def modelopt() -> Case:
+    """NVFP4 by its definition; the scales multiply."""
+    codes, scale, whole = integers(0, 256, 6, 24), random(6, 3).abs().to(torch.float8_e4m3fn), torch.tensor(0.013)
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    exact = values[np.stack([codes & 15, codes >> 4], -1).reshape(6, 48)]
+    exact = exact * (scale.float().numpy() * whole.numpy()).repeat(16, 1)
+    stored = {"a.weight": torch.from_numpy(codes).byte(), "a.weight_scale": scale, "a.weight_scale_2": whole}
+    stored |= {"a.input_scale": torch.ones(()), "a.k_scale": torch.ones(())}
+    return stored, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, {"a.weight": torch.from_numpy(exact)}
+
+
+def modelopt_fp8() -> Case:
+    stored, _, exact = fp8((10, 6), None, "_scale")
+    return stored | {"a.input_scale": torch.ones(())}, {"quant_method": "modelopt", "quant_algo": "FP8"}, exact
+
+
 # ── 4-bit floats of gpt-oss ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -200,6 +216,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "fp8 a tensor": lambda: fp8((6, 5), None),
     "fp8 an expert": lambda: fp8((3, 6, 5), None),
     "fbgemm": fbgemm,
+    "modelopt nvfp4": modelopt,
+    "modelopt fp8": modelopt_fp8,
     "mxfp4": mxfp4,
     "gptq": gptq,
     "gptq 2 bits": lambda: gptq(2),

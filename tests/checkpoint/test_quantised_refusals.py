@@ -38,6 +38,8 @@ WRONG: dict[str, Callable[[], Case]] = {
     "fp8 of a vector": lambda: swapped(fp8((8, 8), (4, 4)), "a.weight", torch.zeros(8).to(torch.float8_e4m3fn)),
     "mxfp4 without scales": lambda: without(mxfp4(), "m.gate_up_proj_scales"),
     "mxfp4 of another shape": lambda: swapped(mxfp4(), "m.gate_up_proj_scales", torch.zeros(3, 10, 3).byte()),
+    "modelopt without its second scale": lambda: without(CASES["modelopt nvfp4"](), "a.weight_scale_2"),
+    "modelopt with short scales": lambda: swapped(CASES["modelopt nvfp4"](), "a.weight_scale", torch.ones(6, 2)),
     "gptq of 5 bits": lambda: changed(gptq(), bits=5),
     "gptq bits as text": lambda: changed(gptq(), bits="4"),
     "gptq of another size": lambda: changed(gptq(), group_size=16),
@@ -113,6 +115,7 @@ SPOILED: dict[str, Callable[[], Case]] = {
     "int4": CASES["ct int4 zero points"],
     "w8a8": CASES["ct w8a8"],
     "nvfp4": CASES["ct nvfp4"],
+    "modelopt": CASES["modelopt nvfp4"],
     "bitsandbytes": lambda: bnb(),
 }
 
