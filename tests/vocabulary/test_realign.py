@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+import loras
 import make
 import plait
 import vocabularies
@@ -260,6 +261,7 @@ def test_view_is_a_checkpoint(data: st.DataObject) -> None:
     assert check(view) == []
     wanted = [tensors[m][r] if m >= 0 else torch.zeros(columns, dtype=tensors[0].dtype) for m, r in drawn]
     assert same(view.read("x"), torch.stack(wanted))
+    assert view.stored["x"] == sum(m >= 0 for m, _ in drawn) * tensors[0][0].nbytes
 
 
 @pytest.mark.parametrize("shape", [(1, 6), (3, 6)])
@@ -298,3 +300,19 @@ def test_fill_rows(own: list[list[int]], base: int) -> None:
         else:
             wanted = (AVERAGE, NONE)
         assert (found.model[r], found.row[r]) == wanted
+
+
+def test_over_an_adapter(tmp_path: Path) -> None:
+    """A model with an adapter is realigned as what the adapter makes of it, and the output has the dtype of the files."""
+    base = vocabularies.tokenizer("unigram", vocabularies.PLAIN)
+    marked = Tokenizer.from_str(base.to_str())
+    marked.add_tokens(["<x>"])
+    a = vocabularies.write(tmp_path / "a", base, 1, dtype=torch.bfloat16)
+    b = vocabularies.write(tmp_path / "b", marked, 2, dtype=torch.bfloat16)
+    adapter = loras.lora(tmp_path / "lora", load_file(b / "model.safetensors"))
+    merge = plait.merge(make.recipe("linear", a, f"{b}+{adapter}", tokenizer_source="union"))
+    assert {spec.dtype for spec in merge.specs.values()} == {"BF16"}
+    torch.testing.assert_close(merge.read(NAMES[0])[-1], vocabularies.rows_of(b)["<x>"], rtol=0, atol=0)
+    name = "model.layers.0.mlp.up_proj.weight"
+    mean = (plait.open(a).read(name).double() + plait.open(f"{b}+{adapter}").read(name).double()) / 2
+    assert torch.equal(merge.read(name), mean.to(torch.bfloat16))

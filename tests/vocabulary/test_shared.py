@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 
 import make
@@ -199,3 +200,27 @@ def test_provenance_tells_whose(models: list[Path], tmp_path: Path) -> None:
     told = read(plait.merge(recipe).save(tmp_path / "out").out / "plait_provenance.json")["side_files"]
     assert told["tokenizer.json"] == told["tokenizer_config.json"] == str(models[1])
     assert told["generation_config.json"] == str(models[0])
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n", "w", "\u0000", "a" * 5000, "🧶", "\ud83e"])
+def test_odd_tokens(text: str, models: list[Path], tmp_path: Path) -> None:
+    """A token of any text is added and can be produced, or is refused before the work."""
+    recipe = make.recipe(
+        "linear", *models, tokenizer={"source": "base", "tokens": {text: {"source": {"kind": "zero"}}}}
+    )
+    errors = plait.check(recipe)
+    if not errors:
+        out = plait.merge(recipe).save(tmp_path / "out").out
+        made = Tokenizer.from_file(str(out / "tokenizer.json"))
+        assert made.token_to_id(text) in made.encode(text, add_special_tokens=False).ids
+
+
+def test_a_model_without_tokens(tmp_path: Path) -> None:
+    """A tokenizer that is asked for of models without a token embedding is refused, with the recipe's line."""
+    paths = []
+    for seed, name in enumerate("ab"):
+        made = {n: x for n, x in make.tensors(seed).items() if "embed" not in n and "head" not in n}
+        paths.append(make.write(tmp_path / name, {**made, "model.embed_tokens.weight": torch.ones(16, 8)}))
+        save_file(made, paths[-1] / "model.safetensors", {"format": "pt"})
+    (error,) = plait.check(make.recipe("linear", *paths, tokenizer_source="union"))
+    assert "has no token embedding" in str(error)

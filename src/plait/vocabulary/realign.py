@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from plait.checkpoint import Checkpoint, Rows, home
+from plait.checkpoint import Checkpoint, Rows, home, notes, stored_nbytes
 from plait.checkpoint.dtypes import torch_dtype
 from plait.lazy import Tensor, torch
 from plait.types import TensorSpec
@@ -57,6 +57,16 @@ class Gathered:
     sharing: Sequence[tuple[int, Index]]  # the models, with their rows, whose AVERAGE is taken
     _mean: list[Tensor] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def stored(self) -> int:
+        """Bytes that are read for it: the rows that it takes of each model."""
+        averaged = self.origins.model == AVERAGE
+        taken = {m: int((self.origins.model == m).sum()) for m in self.sources}
+        for m, own in self.sharing if averaged.any() else ():
+            taken[m] += int((own[averaged] != NONE).sum())
+        whole = {m: (stored_nbytes(s.checkpoint, s.name), s.spec.shape[self.axis]) for m, s in self.sources.items()}
+        return sum(nbytes * taken[m] // max(1, rows) for m, (nbytes, rows) in whole.items())
 
     def read(self, rows: Rows | None) -> Tensor:
         start, stop = rows or (0, self.spec.matrix[0])
@@ -141,6 +151,8 @@ class Realigned:
         self.specs: Mapping[str, TensorSpec] = {
             name: gathered[name].spec if name in gathered else spec for name, spec in whole.specs.items()
         }
+        self.notes = notes(whole)
+        self.stored = {n: gathered[n].stored if n in gathered else stored_nbytes(whole, n) for n in whole.specs}
         self.home = {name: gathered[name].home if name in gathered else home(whole, name) for name in whole.specs}
 
     def read(self, name: str, rows: Rows | None = None) -> Tensor:

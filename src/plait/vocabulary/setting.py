@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from plait.arch.anatomy import integers
 from plait.checkpoint import home
 from plait.errors import PlaitError, PlanError, raise_all
 from plait.recipe import Recipe
@@ -19,8 +17,9 @@ from plait.vocabulary.read import Tokens, read_tokens
 from plait.vocabulary.realign import Gathered, Matrix, Realigned
 from plait.vocabulary.rows import AVERAGE, MEAN, NONE, ZERO, Index, Origins, Rule, fill_rows, origins, own_rows
 from plait.vocabulary.shared import Vocabulary
-from plait.vocabulary.unite import extend, strip, unite
-from plait.vocabulary.write import named_ids, tokenizer_files
+from plait.vocabulary.unite import extend, loaded, strip, unite
+from plait.vocabulary.words import additions, summary, told
+from plait.vocabulary.write import named_ids, sized, tokenizer_files
 
 
 class Setting:
@@ -122,15 +121,13 @@ class Setting:
                 lacked = self.stripped(i).ids.keys() - output.ids.keys()
                 unused = len(lacked - united.tokens.ids.keys())
                 if lacked:
-                    shown = f" ({some(markers)})" if markers else ""
-                    notes.append(
-                        f"tokenizer: {self.models[i].ref} has {len(lacked)} tokens that {self.models[source].ref} lacks; "
-                        f"it adds {len(markers)} markers{shown} and {len(pieces)} ordinary tokens"
-                        + (f"; {unused} that no text would become are left out" if unused else "")
-                    )
+                    notes.append(additions(self.models[i], self.models[source], len(lacked), unused, markers, pieces))
             output = united.tokens
         new = {text: {"special": False} for text in request.tokens if text not in output.ids}
-        return extend(output, new), source, tuple(notes)
+        if new:
+            output = extend(output, new)
+            loaded(output)  # whatever a token's text is
+        return output, source, tuple(notes)
 
     def rules(self, output: Tokens) -> list[Rule]:
         """The recipe's rules for single tokens, as rows."""
@@ -180,12 +177,16 @@ class Setting:
                 sharing = [(m, own[m]) for m in taking if m in own]
                 if gathered := self._gathered(i, name, axis, mine, sharing, rows):
                     made[name] = gathered
-                    said.setdefault(name, []).append(self._told(i, mine))
+                    said.setdefault(name, []).append(told(self.models, i, mine))
             views.append(self._view(i, model, made, rows))
         tokenizer = self.tokens(source)
         assert tokenizer is not None
         moved, named = self._ids(output, source)
-        text = [*notes, *self._summary(output, source, rows, own, zeros, bool(said))]
+        if said:
+            padded = self.recipe.tokenizer is None
+            text = [*notes, *summary(self.models, output, source, rows, own, zeros, padded)]
+        else:
+            text = [f"tokenizer: the vocabularies of all {len(self.taking)} models are the same; nothing is realigned"]
         vocabulary = Vocabulary(
             output,
             source,
@@ -233,21 +234,8 @@ class Setting:
     def _view(self, i: int, model: Model, made: Mapping[str, Gathered], rows: int) -> Model:
         if not made:
             return model
-        config = _sized(model.opened.config, self.held[i], rows)
+        config = sized(model.opened.config, self.held[i], rows)
         return _with(model, Realigned(model.opened.checkpoint, made, config), {self.held[i]: rows})
-
-    def _told(self, i: int, mine: Origins) -> str:
-        """How many rows of a model are its own, and where the others come from."""
-        ref, counts = self.models[i].ref, []
-        for number in np.unique(mine.model).tolist():
-            kind = {
-                ZERO: "zero",
-                AVERAGE: "the average of the models that have the token",
-                MEAN: "the mean of the others",
-            }
-            what = "its own" if number == i else kind.get(number) or f"of {self.models[number].ref}"
-            counts.append((number != i, f"{int((mine.model == number).sum())} {what}"))
-        return f"{ref}: " + ", ".join(text for _, text in sorted(counts))
 
     def _ids(self, output: Tokens, source: int) -> tuple[dict[int, int | None], dict[str, int | list[int]]]:
         """How ids of the config's model move, and which ids have the roles that a tokenizer names."""
@@ -256,48 +244,9 @@ class Setting:
         moved = {n: output.ids.get(text) for text, n in known.items() if output.ids.get(text) != n}
         return moved, {} if source == self.donor else named_ids(output, self.models[source].opened.folder)
 
-    def _summary(
-        self, output: Tokens, source: int, rows: int, own: Mapping[int, Index], zeros: int, changed: bool
-    ) -> list[str]:
-        ref, n = self.models[source].ref, len(output.ids)
-        if not changed:
-            return [f"tokenizer: the vocabularies of all {len(self.taking)} models are the same; nothing is realigned"]
-        text = f"vocabulary: {n} tokens, from the tokenizer of {ref}, in {rows} rows; "
-        text += ", ".join(
-            f"{self.models[i].ref} has {int((own[i][list(output.ids.values())] != NONE).sum())}" for i in own
-        )
-        lines = [text]
-        if len({self.held[i] for i in self.taking}) > 1 and self.recipe.tokenizer is None:
-            lines = [f"vocabulary: all models have the same {n} tokens, padded differently; the output has {rows} rows"]
-        if zeros:
-            lines.append(f"vocabulary: {zeros} tokens are in no model that is merged; their rows are zero")
-        return lines
-
 
 def _with(model: Model, checkpoint: Realigned, size: Mapping[int, int]) -> Model:
     """The model with a view in place of its checkpoint; `size`: old rows -> new ones, of its vocabularies."""
     vocabularies = frozenset(size.get(n, n) for n in model.arch.vocabularies)
     anatomy = replace(model.arch, specs=checkpoint.specs, vocabularies=vocabularies)
     return replace(model, opened=replace(model.opened, checkpoint=checkpoint), arch=anatomy)
-
-
-def _sized(config: Mapping[str, Any], old: int, rows: int) -> dict[str, Any]:
-    """A config with the new vocabulary size in place of the old one, wherever that stands."""
-    paths = [path for path, size in integers(config) if path[-1] == "vocab_size"]
-
-    def mended(part: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            key: mended(value)
-            if isinstance(value, Mapping)
-            else rows
-            if key == "vocab_size" and (value == old or len(paths) == 1)
-            else value
-            for key, value in part.items()
-        }
-
-    return mended(config)
-
-
-def some(words: Sequence[str]) -> str:
-    """The first words, and how many more."""
-    return ", ".join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else "")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.errors import PlaitError
+from plait.errors import PlaitError, PlanError
 from plait.recipe import Recipe
 from plait.strands import Model, bands
 from plait.vocabulary.read import Tokens, read_tokens
@@ -48,8 +48,15 @@ def one_vocabulary(
     donor = next((i for i, m in enumerate(models) if m.ref == recipe.base), 0)
     held = {i: rows for i, m in enumerate(models) if (rows := _held(m)) is not None}
     request = recipe.tokenizer
-    if donor not in held or (request is None and (truncate or len(set(held.values())) < 2)):
+    if request is None and (donor not in held or truncate or len(set(held.values())) < 2):
         return list(models), None
+    if donor not in held:
+        raise PlanError(
+            f"{models[donor].ref} has no token embedding, and the recipe asks for a tokenizer",
+            wanted="a model with tokens",
+            do="take 'tokenizer' out of the recipe",
+            where=recipe.at("tokenizer") or recipe.at("tokenizer_source"),
+        )
     from plait.vocabulary.setting import Setting  # numpy, only where rows may move
 
     setting = Setting(recipe, models, donor, held, bands(recipe, models, donor))

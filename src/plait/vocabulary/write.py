@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plait.arch.anatomy import integers
 from plait.checkpoint.directory import read_json
 from plait.errors import ModelError
 from plait.vocabulary.read import Tokens
@@ -107,3 +108,20 @@ def follow(
             value = [n for n in value if n is not None]
         out[key] = value
     return out
+
+
+def sized(config: Mapping[str, Any], old: int, rows: int) -> dict[str, Any]:
+    """A config with the new vocabulary size in place of the old one, wherever that stands."""
+    single = sum(path[-1] == "vocab_size" for path, _ in integers(config)) == 1
+
+    def mended(part: Mapping[str, Any]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in part.items():
+            if isinstance(value, Mapping):
+                value = mended(value)
+            elif key == "vocab_size" and (value == old or single):
+                value = rows
+            out[key] = value
+        return out
+
+    return mended(config)
