@@ -45,6 +45,8 @@ ROOMS = [
         "estimate",
         "report",
         "output",
+        "merged",
+        "prepare",
         "front",
         "evaluate",
         "diff",
@@ -80,11 +82,11 @@ TOP = {
 }
 #: and inside of a function, where they are used
 LAZY = {
-    "torch": {"front", "lazy", "checkpoint", "cli"},
+    "torch": {"merged", "lazy", "checkpoint", "cli"},
     "huggingface_hub": {"checkpoint"},
     "gguf": {"checkpoint"},
     "jinja2": {"output", "diff"},
-    "transformers": {"front", "demo"},
+    "transformers": {"merged", "demo"},
     "tokenizers": {"vocabulary"},
     "rich": {"cli", "demo"},
 }

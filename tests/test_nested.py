@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def models(tmp_path: Path) -> list[str]:
     ]
 
 
-def alike(one: plait.front.Merge, two: plait.front.Merge) -> bool:
+def alike(one: plait.Merge, two: plait.Merge) -> bool:
     """Whether two merges have the same tensors, byte for byte."""
     return list(one.specs) == list(two.specs) and all(same(x, two.read(name)) for name, x in one)
 
@@ -115,7 +116,10 @@ def test_mistakes_inside_are_told_with_their_lines(tmp_path, models):
 
 
 def test_the_provenance_names_all_inputs(tmp_path, models):
-    """A merge of a merge records the files of the inner one's models too."""
+    """A merge of a merge records the inner one with its models and their fingerprints."""
     saved = plait.merge(outer(models, inner(models, "slerp"))).save(tmp_path / "out")
-    text = (saved.out / "plait_provenance.json").read_text()
-    assert text.count("model.safetensors") >= 4
+    facts = json.loads((saved.out / "plait_provenance.json").read_text())
+    (inside,) = facts["nested"]
+    assert inside["method"] == "slerp"
+    assert [model["model"] for model in inside["models"]] == models[1::-1]
+    assert all(model["files"][0]["fingerprint"] for model in inside["models"])

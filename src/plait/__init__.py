@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from plait.compute import merge_tensors as merge_tensors
     from plait.diff import compare as compare
     from plait.errors import PlaitError as PlaitError
-    from plait.front import Merge as Merge
     from plait.front import check as check
     from plait.front import inspect as inspect
     from plait.front import merge as merge
     from plait.front import open as open
+    from plait.merged import Merge as Merge
     from plait.method import Method as Method
 
 _HOME = {
@@ -32,7 +32,7 @@ _HOME = {
     "merge_tensors": "compute",
     "compare": "diff",
     "PlaitError": "errors",
-    "Merge": "front",
+    "Merge": "merged",
     "check": "front",
     "inspect": "front",
     "merge": "front",

@@ -254,6 +254,6 @@ def test_bug_of_ours(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("plait.front.make_plan", fault)
+    monkeypatch.setattr("plait.prepare.make_plan", fault)
     with pytest.raises(ZeroDivisionError):
         main(["plan", str(recipe)])

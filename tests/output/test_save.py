@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import make
 import plait
 from plait.errors import MergeError, OutputError, PlaitError
-from plait.front import Merge
+from plait.merged import Merge
 from plait.testing.checkpoints import same
 from plait.writer import check_output
 

@@ -66,8 +66,8 @@ def planning(function: F) -> F:
 
 def prepared(recipe: Any, options: dict[str, Any]) -> Any:
     """The plan of a recipe under the options of `planning`, which are taken out of `options`."""
-    from plait.front import prepare
     from plait.methods import load
+    from plait.prepare import prepare
 
     for file in options.pop("files"):
         load(file)

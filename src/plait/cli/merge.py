@@ -63,7 +63,7 @@ def command(recipe: str, out: str, **options: Any) -> None:
     Takes every option of mergekit-yaml; those with nothing left to do say so.
     """
     from plait.estimate import memory
-    from plait.front import Merge
+    from plait.merged import Merge
     from plait.run import default_threads
 
     quiet = options["quiet"]

@@ -18,10 +18,11 @@ import yaml
 from plait.checkpoint.source import Opened, open_model
 from plait.evaluate.cache import digest, file_digest
 from plait.evaluate.records import Subject
-from plait.front import Merge, prepare
+from plait.merged import Merge
 from plait.methods import registry
 from plait.output.sidefiles import side_files
 from plait.plan import Plan
+from plait.prepare import prepare
 from plait.types import ModelRef
 
 #: files of a model's folder that change nothing when it is run

@@ -17,6 +17,8 @@ def fetch(plan: Plan, weights: bool = True) -> Plan:
 
     Without `weights` they stay on the Hub and are read by range requests. Raises `ModelError` for what cannot be had.
     """
+    for inner in plan.nested:  # their models are the same objects that the merges read from
+        fetch(inner, weights)
     reads = _reads(plan)
     donors = {plan.donor, tokenizer_donor(plan)}
     models = [
@@ -29,7 +31,8 @@ def fetch(plan: Plan, weights: bool = True) -> Plan:
 def to_fetch(plan: Plan) -> dict[str, int]:
     """Weight files that `fetch` would bring, `model: file` -> bytes."""
     reads = _reads(plan)
-    return {
+    inside = {name: size for inner in plan.nested for name, size in to_fetch(inner).items()}
+    return inside | {
         f"{model.ref}: {name}": model.opened.repo.files[name].size
         for i, model in enumerate(plan.models)
         if model.opened.repo

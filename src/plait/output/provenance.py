@@ -39,6 +39,7 @@ def provenance(plan: Plan, hash_inputs: bool = False, chat_template: bool = Fals
         "seed": plan.seed,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "safetensors")}},
         "models": [_model(plan, i, hash_inputs) for i in range(len(plan.models))],
+        **({"nested": [provenance(inner, hash_inputs) for inner in plan.nested]} if plan.nested else {}),
         "config_and_tokenizer_from": str(plan.models[plan.donor].ref),
         "output": {
             "tensors": len(plan.steps),

@@ -84,6 +84,7 @@ class Plan:
     seed: int
     options: Options
     vocabulary: Vocabulary | None = None  # where the models' rows were realigned, or a tokenizer was asked for
+    nested: tuple[Plan, ...] = ()  # of the models that are merges themselves
     memo: dict[Any, Any] = field(
         default_factory=dict, compare=False, repr=False
     )  # surveys of the whole model, once made

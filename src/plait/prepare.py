@@ -1,0 +1,184 @@
+"""From a recipe to a plan: its text, its models, what they have in common; no weight is read."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from plait import arch, fit
+from plait.align import aligned
+from plait.checkpoint import notes as notes_of
+from plait.checkpoint.source import Opened, fetched, local_path, open_model
+from plait.errors import PlaitError, Problems, RecipeError, Where, raise_all
+from plait.layout import SHARD_SIZE
+from plait.merged import Merge
+from plait.output.sidefiles import side_files
+from plait.plan import Input, Options, Plan, make_plan
+from plait.recipe import Recipe, kinds, load
+from plait.recipe.load import build
+from plait.strands import Model
+from plait.types import CODES, DTYPES, MERGEABLE, ModelRef
+from plait.vocabulary.shared import one_vocabulary, unlike
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+
+
+def prepare(
+    source: Source | Recipe,
+    *,
+    lenient: bool = False,
+    shard_size: int = SHARD_SIZE,
+    allow_crimes: bool = False,
+    truncate_embeddings: bool = False,
+    seed: int | None = None,
+    expert_layout: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    lora_merge_dtype: str | None = None,
+) -> Plan:
+    """Read and check a recipe, open its models (headers only), and plan the merge; raises every problem that is found."""
+    with _many_small_records():
+        return _prepared(
+            source,
+            lenient,
+            Options(shard_size, allow_crimes, truncate_embeddings, seed, expert_layout),
+            cache,
+            lora_merge_dtype,
+        )
+
+
+def _prepared(
+    source: Source | Recipe,
+    lenient: bool,
+    options: Options,
+    cache: str | os.PathLike[str] | None,
+    lora_merge_dtype: str | None,
+) -> Plan:
+    recipe, stages = (source, {}) if isinstance(source, Recipe) else _recipe(source, lenient)
+    within = (os.path.realpath(recipe.path),) if recipe.path else ()
+    preparing = _Preparing(lenient, options, Path(cache) if cache else None, _code(lora_merge_dtype), stages)
+    plan = preparing.plan(recipe, within)
+    left = ", ".join(name for name in stages if name not in preparing.used)
+    return plan.with_notes([f"stages that the last one does not need are not made: {left}"]) if left else plan
+
+
+@dataclass(frozen=True)
+class _Preparing:
+    """From recipes to plans; a model that is itself a recipe, or a stage of the same file, is planned first and then streamed."""
+
+    lenient: bool
+    options: Options
+    cache: Path | None
+    lora_dtype: str | None
+    stages: Mapping[str, Recipe]
+    used: set[str] = field(default_factory=set)
+
+    def plan(self, recipe: Recipe, within: tuple[str, ...]) -> Plan:
+        """`within`: the recipes that this one is a part of, itself the last."""
+        problems, warnings = fit.problems(recipe, lenient=self.lenient)
+        raise_all(problems)
+        models, nested = [], []
+        for ref in recipe.references():
+            try:
+                opened = self.open(ref, recipe, within)
+                if isinstance(opened.checkpoint, Merge):
+                    nested.append(opened.checkpoint.plan)
+                if recipe.tokenizer is not None:  # its tokens decide the plan
+                    opened = fetched(opened, None, side_files=True)
+                models.append(Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config)))
+            except PlaitError as error:
+                problems += error.problems if isinstance(error, Problems) else [error]
+        raise_all(problems)
+        views = [f"{model.ref}: {note}" for model in models for note in notes_of(model.opened.checkpoint)]
+        models, told = aligned(
+            recipe,
+            models,
+            allow_crimes=self.options.allow_crimes,
+            truncate_embeddings=self.options.truncate_embeddings,
+            expert_layout=self.options.expert_layout,
+        )
+        models, vocabulary = one_vocabulary(recipe, models, self.options.truncate_embeddings)
+        plan = make_plan(recipe, models, self.options).with_vocabulary(vocabulary)
+        rows = dict.fromkeys(
+            i.model for step in plan.steps if step.layer is None for i in step.sources() if _by_token(models, i)
+        )
+        unlikely = () if vocabulary or not rows else unlike([models[i] for i in rows])
+        notes = (*recipe.warnings, *warnings, *views, *told, *unlikely, *side_files(plan).notes)
+        return replace(plan.with_notes(notes), nested=tuple(nested))
+
+    def open(self, ref: ModelRef, recipe: Recipe, within: tuple[str, ...]) -> Opened:
+        beside = Path(recipe.path).parent if recipe.path else None
+        nested = self.nested(ref, beside)
+        if nested is None:
+            return open_model(ref, cache=self.cache, relative_to=beside, lora_dtype=self.lora_dtype, fetch=False)
+        inner, name = nested
+        if name in within:
+            circle = " -> ".join((*within[within.index(name) :], name))
+            do = "a merge cannot be one of its own models: break the circle"
+            raise RecipeError("the recipes need each other", found=circle, do=do, where=recipe.at("merge_method"))
+        plan = self.plan(inner, (*within, name))
+        files = dict.fromkeys(path for model in plan.models for path in model.opened.files)
+        merge = Merge(plan)
+        return Opened(ref, merge.folder(), None, merge, tuple(files))
+
+    def nested(self, ref: ModelRef, beside: Path | None) -> tuple[Recipe, str] | None:
+        """The recipe that stands in a model's place, and what tells it from others."""
+        if ref.recipe is not None:
+            path = str(beside / "…") if beside else None  # relative paths in it mean what they mean around it
+            return build(ref.tree, ref.recipe, path, lenient=self.lenient), ref.recipe
+        if ref.path in self.stages:
+            self.used.add(ref.path)
+            return self.stages[ref.path], ref.path
+        file = local_path(ref.path, beside) if ref.path.endswith((".yml", ".yaml")) else None
+        if file is None or not file.is_file():
+            return None
+        return load(file, lenient=self.lenient), os.path.realpath(file)
+
+
+def _by_token(models: Sequence[Model], source: Input) -> bool:
+    """Whether the rows of an input are a vocabulary's."""
+    return models[source.model].arch.vocab_axis(source.name) is not None
+
+
+def _code(dtype: str | None) -> str | None:
+    if dtype is not None and CODES.get(dtype) not in MERGEABLE:
+        raise PlaitError(
+            f"weights with an adapter cannot be rounded to {dtype!r}",
+            wanted=", ".join(DTYPES[code].name for code in MERGEABLE),
+            found=str(dtype),
+        )
+    return CODES[dtype] if dtype else None
+
+
+def _recipe(source: Source, lenient: bool) -> tuple[Recipe, Mapping[str, Recipe]]:
+    """The recipe of a source, and the other stages of its file by name; a file of another kind is named as what it is."""
+    if isinstance(source, Mapping):
+        return load(source, lenient=lenient), {}
+    checked = kinds.check(source, lenient=lenient)
+    if checked.kind == "multi":
+        last = next((recipe for recipe in checked.recipes if recipe.name is None), checked.recipes[-1])
+        return last, {recipe.name: recipe for recipe in checked.recipes if recipe.name and recipe is not last}
+    if checked.recipe is None:
+        raise RecipeError(
+            f"this is a {checked.kind} file, which this version does not run",
+            wanted="one recipe with merge_method",
+            found=kinds.MEANING[checked.kind],
+            where=Where(os.fspath(source)) if "\n" not in os.fspath(source) else None,
+        )
+    return checked.recipe, {}
+
+
+@contextmanager
+def _many_small_records() -> Iterator[None]:
+    """Planning makes millions of objects without cycles; looking for cycles among them takes as long as making them."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
