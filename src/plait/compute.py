@@ -6,7 +6,7 @@ What a `Task` holds is all that decides the result. Pieces may be of any size an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from plait import kernels
@@ -52,9 +52,9 @@ class Task:
     sources: Sequence[str] = ()  # what to call the base, if there is one, and the models
     depth: float = 0.0
     survey: Callable[[], Any] = lambda: None  # what the method knows of the whole model
-    stored: Sequence[
-        Stored
-    ] = ()  # the base, if any, and the models, for the kernels; empty where pieces are asked for at will
+    #: the base, if there is one, and the models, for the kernels; empty where pieces are asked for at will
+    stored: Sequence[Stored] = ()
+    memo: dict[int, dict[int, Any]] = field(default_factory=dict, repr=False, compare=False)  # of `Raw` models
 
     def run(self, check: bool = True) -> Iterator[tuple[int, Tensor | memoryview]]:
         """The merged tensor from its first row to its last: (row, piece in the result's dtype, or its bytes).
@@ -185,8 +185,10 @@ class Task:
         under = self.base is not None and self.is_delta
         span = Span(rows, columns, start, (got[0][0], codes[0]) if under else None)
         inputs = [
-            Raw(address, code, span, counted, alive=(owner, got))
-            for (address, owner), code, counted in zip(got[under:], codes[under:], counters, strict=True)
+            Raw(address, code, span, counted, self.memo.setdefault(i, {}), alive=(owner, got))
+            for i, ((address, owner), code, counted) in enumerate(
+                zip(got[under:], codes[under:], counters, strict=True)
+            )
         ]
         return Piece(cast(list[Tensor], inputs), None, row, self.seed, self.name, shape=self.shape, depth=self.depth)
 

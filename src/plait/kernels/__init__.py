@@ -40,7 +40,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "largest": (_U32, _P, _LONG, _LONG, _P, _P),
     "locate": (_LONG, _P, _LONG, _LONG, _P),
     "parts": (None, _P, _LONG, _LONG, _U32, _P),
-    "ranked": (None, _P, _INT, _LONG, _LONG, _DOUBLE, _DOUBLE, _U32, _U32, _U32, _P, _P),
+    "ranked": (None, _P, _LONG, _LONG, _DOUBLE, _DOUBLE, _U32, _U32, _U32, _P, _P),
     "finite": (_INT, _P, _INT, _LONG),
 }
 

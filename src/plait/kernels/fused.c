@@ -108,17 +108,20 @@ INLINE void staged(const Group *g, int j, int64_t at, int64_t m, float *restrict
 
 /* over the inputs; 0 exactly where all are equal */
 INLINE void variance(int k, float (*x)[STRIP], int64_t m, float *restrict out) {
+    double mean[STRIP], sum[STRIP], models = k;
+    for (int64_t i = 0; i < m; i++) mean[i] = 0;
+    for (int j = 1; j < k; j++)
+        for (int64_t i = 0; i < m; i++) mean[i] += (double)x[j][i] - (double)x[0][i];
     for (int64_t i = 0; i < m; i++) {
-        double first = x[0][i], mean = 0;
-        for (int j = 1; j < k; j++) mean += (double)x[j][i] - first;
-        mean /= k;
-        double sum = mean * mean;
-        for (int j = 1; j < k; j++) {
-            double d = (double)x[j][i] - first - mean;
-            sum += d * d;
-        }
-        out[i] = (float)(sum / k);
+        mean[i] /= models;
+        sum[i] = mean[i] * mean[i];
     }
+    for (int j = 1; j < k; j++)
+        for (int64_t i = 0; i < m; i++) {
+            double d = (double)x[j][i] - (double)x[0][i] - mean[i];
+            sum[i] += d * d;
+        }
+    for (int64_t i = 0; i < m; i++) out[i] = (float)(sum[i] / models);
 }
 
 /* all inputs, as they take part */
@@ -410,51 +413,81 @@ FAST void plait_parts(const uint32_t *x, int64_t parts, int64_t size, uint32_t v
     }
 }
 
-/* 1 for the entries that are kept by chance and rank (see ops/drop.py): number < density - epsilon + 2 epsilon rank, the rank
- * of the magnitude in its row going from 0 to 1, equal ones in the order of their place. `spare` has room for 4 rows. */
-FAST void plait_ranked(const Group *g, int input, int64_t rows, int64_t columns, double low, double wide, uint32_t key1,
-    uint32_t key2, uint32_t first, uint32_t *spare, uint8_t *mask) {
-    float base[STRIP];
-    uint32_t *key = spare, *place = spare + columns, *key_ = place + columns, *place_ = key_ + columns;
+/* sorts; `spare` has room for n */
+static uint64_t *ordered(uint64_t *x, uint64_t *spare, int64_t n) {
+    for (int shift = 0; shift < 64; shift += 8) {
+        uint32_t counts[256] = {0}, sum = 0;
+        for (int64_t i = 0; i < n; i++) counts[x[i] >> shift & 255]++;
+        if (counts[x[0] >> shift & 255] == (uint32_t)n) continue; /* one digit for all */
+        for (int b = 0; b < 256; b++) {
+            uint32_t here = counts[b];
+            counts[b] = sum;
+            sum += here;
+        }
+        for (int64_t i = 0; i < n; i++) spare[counts[x[i] >> shift & 255]++] = x[i];
+        uint64_t *swap = x;
+        x = spare, spare = swap;
+    }
+    return x;
+}
+
+#define BINS 2048
+
+INLINE uint32_t bin_of(uint64_t key, float scale) { return (uint32_t)(bits_to_float((uint32_t)(key >> 32)) * scale); }
+
+/* 1 for the entries that are kept by chance and rank (see ops/drop.py): number < low + wide * rank, the rank of the magnitude in
+ * its row going from 0 to 1, equal ones in the order of their place. `spare` has room for 6 rows of floats. */
+FAST void plait_ranked(const Group *g, int64_t rows, int64_t columns, double low, double wide, uint32_t key1, uint32_t key2,
+    uint32_t first, uint64_t *spare, uint8_t *mask) {
+    float base[STRIP], x[STRIP];
+    uint64_t *keys = spare, *other = keys + columns;
+    uint32_t *limit = (uint32_t *)(other + columns), *number = limit + columns;
+    for (int64_t i = 0; i < columns; i++) {
+        double rank = columns == 1 ? 0.5 : (double)i / (double)(columns - 1);
+        double chance = ceil((rank * wide + low) * 0x1p24); /* of whole numbers up to 2^24 */
+        limit[i] = chance <= 0 ? 0 : chance >= 0x1p24 ? 1u << 24 : (uint32_t)chance;
+    }
     for (int64_t row = 0; row < rows; row++) {
+        uint32_t top = 0;
         for (int64_t at = 0; at < columns; at += STRIP) {
             int64_t m = columns - at < STRIP ? columns - at : STRIP, from = row * columns + at;
-            float x[STRIP];
             bottom(g, from, m, base);
-            bare(g, input, base, from, m, x);
-            for (int64_t i = 0; i < m; i++) key[at + i] = float_to_bits(x[i]) & 0x7FFFFFFFu;
+            bare(g, 0, base, from, m, x);
+            for (int64_t i = 0; i < m; i++) {
+                uint32_t key = float_to_bits(x[i]) & 0x7FFFFFFFu;
+                keys[at + i] = (uint64_t)key << 32 | (uint64_t)(at + i);
+                top = top > key ? top : key;
+            }
+            for (int64_t i = 0; i < m; i++)
+                number[at + i] = scramble(scramble(first + (uint32_t)(from + i) + key1) + key2) >> 8;
         }
-        uint32_t *k = key, *p = place, *k_ = key_, *p_ = place_;
-        uint32_t counts[3][2048];
-        memset(counts, 0, sizeof counts);
-        for (int64_t i = 0; i < columns; i++) {
-            counts[0][k[i] & 2047]++;
-            counts[1][k[i] >> 11 & 2047]++;
-            counts[2][k[i] >> 22]++;
-        }
-        for (int64_t i = 0; i < columns; i++) p[i] = (uint32_t)i;
-        for (int digit = 0, shift = 0; digit < 3; digit++, shift += 11) {
-            uint32_t *c = counts[digit], sum = 0;
-            if (c[k[0] >> shift & 2047] == (uint32_t)columns) continue; /* one digit for all */
-            for (int b = 0; b < 2048; b++) {
-                uint32_t here = c[b];
-                c[b] = sum;
+        /* by magnitude into bins of equal width, which leaves little to be put right */
+        uint64_t *k = keys;
+        float scale = (float)(BINS - 1) / bits_to_float(top);
+        int64_t most = 8 * columns, moves = most;
+        if (scale > 0 && scale < 0x1p100f) { /* else all are zeros, or tiny, or one is not finite */
+            moves = 0;
+            uint32_t counts[BINS] = {0}, sum = 0;
+            for (int64_t i = 0; i < columns; i++) counts[bin_of(keys[i], scale)]++;
+            for (int c = 0; c < BINS; c++) {
+                uint32_t here = counts[c];
+                counts[c] = sum;
                 sum += here;
             }
-            for (int64_t i = 0; i < columns; i++) {
-                uint32_t to = c[k[i] >> shift & 2047]++;
-                k_[to] = k[i];
-                p_[to] = p[i];
-            }
-            uint32_t *swap = k;
-            k = k_, k_ = swap, swap = p, p = p_, p_ = swap;
+            for (int64_t i = 0; i < columns; i++) other[counts[bin_of(keys[i], scale)]++] = keys[i];
+            k = other;
         }
-        uint32_t at = first + (uint32_t)(row * columns);
-        double steps = (double)(columns - 1);
+        for (int64_t i = 1; i < columns && moves < most; i++) {
+            uint64_t own = k[i];
+            int64_t to = i;
+            for (; to > 0 && k[to - 1] > own; to--, moves++) k[to] = k[to - 1];
+            k[to] = own;
+        }
+        if (moves >= most) k = ordered(k, k == keys ? other : keys, columns); /* it was not little */
+        uint8_t *kept = mask + row * columns;
         for (int64_t i = 0; i < columns; i++) {
-            double rank = columns == 1 ? 0.5 : (double)i / steps;
-            uint32_t bits = scramble(scramble(at + p[i] + key1) + key2);
-            mask[row * columns + p[i]] = (double)(bits >> 8) * 0x1p-24 < rank * wide + low;
+            uint32_t place = (uint32_t)k[i];
+            kept[place] = number[place] < limit[i];
         }
     }
 }

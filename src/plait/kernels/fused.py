@@ -18,6 +18,7 @@ from plait.kernels import call
 
 MOST = 16  # inputs of one tensor
 STAGES = 3  # of one input
+MEMO = 1 << 24  # bytes that are remembered of one input until its tensor is done
 KEEP, CUT, DROP, SCALE, MASK = range(5)
 PRODUCTS, LENGTHS, SQUARES = range(3)
 SUM, ELECT, AGREE = range(3)
@@ -89,6 +90,7 @@ class Raw:
     dtype: int
     span: Span
     counters: list[c_int64] = field(repr=False)
+    memo: dict[int, Any] = field(default_factory=dict, repr=False)  # of this input, from pass to pass
     stages: tuple[Stage, ...] = ()
     choice: Choice | None = None  # of entries, by all inputs that stand together
     alive: tuple[Any, ...] = field(default=(), repr=False)  # what the addresses point into
@@ -205,9 +207,13 @@ def ranked(raw: Raw, low: float, wide: float, keys: tuple[int, int]) -> Raw:
     """With zeros but where the entry's random number is below low + wide * rank; see `plait_ranked`."""
     assert not raw.stages
     span = raw.span
-    mask, spare = (c_uint8 * span.entries)(), buffer("rank", 16 * span.columns)
-    call("ranked", _group([raw]), 0, span.rows, span.columns, low, wide, *keys, span.start, spare.address, mask)
-    return raw.masked(mask)
+    if span.start not in raw.memo:
+        mask, spare = (c_uint8 * span.entries)(), buffer("rank", 24 * span.columns)
+        call("ranked", _group([raw]), span.rows, span.columns, low, wide, *keys, span.start, spare.address, mask)
+        if sum(map(len, raw.memo.values())) + len(mask) > MEMO:
+            return raw.masked(mask)
+        raw.memo[span.start] = mask
+    return raw.masked(raw.memo[span.start])
 
 
 def _group(inputs: Sequence[Raw]) -> Any:
