@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import make
+from loras import lora
 from plait.diff import compare
 from plait.diff.facts import facts
 
@@ -156,6 +158,26 @@ def test_missing(tmp_path: Path) -> None:
     assert (verdict["mark"], verdict["says"]) == ("bad", "two lacks 9 tensors that another has")
     tied = make.model(tmp_path / "tied", 0, tied=True)
     assert "tied to the embedding" in said(two, tied, about="tensors")[0]["says"]
+
+
+def test_other_names(tmp_path: Path) -> None:
+    """A model whose tensors have another prefix is compared all the same, and that is told."""
+    made = make.tensors(0, hidden=16, tied=True)
+    one = make.write(tmp_path / "one", made)
+    two = make.write(tmp_path / "two", made)
+    save_file({n.removeprefix("model."): x for n, x in moved(made, 1).items()}, two / "model.safetensors")
+    data = facts(compare(one, two))
+    assert data["compared"]["tensors"] == len(made)
+    assert any("is read as model" in v["says"] for v in data["verdicts"])
+
+
+def test_adapter(tmp_path: Path) -> None:
+    """A base with an adapter is recognised as such, with the adapter's rank."""
+    made = make.tensors(0, hidden=32)
+    base = make.write(tmp_path / "base", made)
+    adapter = lora(tmp_path / "adapter", made, rank=4)
+    [verdict] = [v for v in facts(compare(base, f"{base}+{adapter}"))["verdicts"] if v["about"] == "lora"]
+    assert "a LoRA of rank 4 in" in verdict["says"]
 
 
 def test_recipe_named(tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plait import arch, front
+from plait.align import experts
+from plait.align.spelling import spelt
 from plait.arch import Architecture
 from plait.checkpoint import Checkpoint
+from plait.checkpoint.renamed import Renamed
+from plait.checkpoint.source import fetched
 from plait.errors import ModelError
 from plait.types import DTYPES, ModelRef
 
@@ -23,6 +27,7 @@ class Side:
     checkpoint: Checkpoint = field(repr=False)
     arch: Architecture = field(repr=False)
     folder: Path | None
+    notes: tuple[str, ...] = ()  # what was done to bring its tensors in line with the first side's
 
 
 def open_sides(models: Sequence[str | os.PathLike[str] | Side], cache: str | None = None) -> tuple[Side, ...]:
@@ -31,10 +36,11 @@ def open_sides(models: Sequence[str | os.PathLike[str] | Side], cache: str | Non
     if len(called) < 2:
         raise ModelError("there is nothing to compare it with", wanted="two models or more", found=str(len(called)))
     names = _short(called)
-    return tuple(
+    first, *others = (
         model if isinstance(model, Side) else _open(text, name, cache)
         for model, text, name in zip(models, called, names, strict=True)
     )
+    return first, *(_in_line(side, first) for side in others)
 
 
 def _open(called: str, name: str, cache: str | None) -> Side:
@@ -43,7 +49,28 @@ def _open(called: str, name: str, cache: str | None) -> Side:
         donor = merge.plan.models[merge.plan.donor].opened.folder
         return Side(called, name, merge, arch.infer(merge.specs, merge.config), donor)
     model = front.inspect(ModelRef.parse(called), cache=cache)
-    return Side(called, name, model.opened.checkpoint, model.arch, model.opened.folder)
+    opened = fetched(model.opened, None, side_files=True)  # weights of the Hub come as they are read
+    return Side(called, name, opened.checkpoint, model.arch, opened.folder)
+
+
+def _in_line(side: Side, first: Side) -> Side:
+    """The side with its experts laid out, and its tensors called, as the first one's are, as far as they have counterparts."""
+    checkpoint, theirs, notes = side.checkpoint, first.checkpoint.specs, []
+    if checkpoint.specs.keys() == theirs.keys():
+        return side
+    layout, other = experts.layout_of(checkpoint.specs), experts.layout_of(theirs)
+    if layout and other and layout != other:
+        checkpoint = experts.relaid(checkpoint, other)
+        notes.append(f"the {layout} experts of {side.name} are read as {other}")
+    spelling = spelt(checkpoint.specs, theirs, partly=True)
+    if spelling.names:
+        checkpoint = Renamed(checkpoint, spelling.names)
+        notes += spelling.lines(side.name)
+    if checkpoint is side.checkpoint:
+        return side
+    return replace(
+        side, checkpoint=checkpoint, arch=arch.infer(checkpoint.specs, checkpoint.config), notes=tuple(notes)
+    )
 
 
 def _short(called: Sequence[str]) -> list[str]:

@@ -59,6 +59,8 @@ def _tensors(found: Comparison) -> Iterator[Verdict]:
         if tied:
             says = f"{side.name} has no {_some(tied)} of its own: it is tied to the embedding"
             yield Verdict("tensors", "note", says, "its config, and no such tensor in its files")
+    for note in (note for side in found.sides for note in side.notes):
+        yield Verdict("tensors", "note", note, "the same tensors under other names")
     cut = [p for p in found.pairing.pairs if not p.whole]
     if cut:
         because = f"the first {min(p.rows for p in cut)} rows of {_some([p.name for p in cut])} are compared"
