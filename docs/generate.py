@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,27 @@ def recipe(method: Method) -> dict[str, Any]:
 
 def _cli() -> str:
     context = click.Context(cli, info_name="plait")
-    verbs = {name: command for name in cli.list_commands(context) if (command := cli.get_command(context, name))}
+    verbs = dict(_verbs(cli, context))
     head = (
         f"{NOTE}\n\n# Command line\n\n"
         "`plait VERB --help` prints what stands here. Facts go to standard output, everything else to standard error. "
         "Exit codes: 0 done, 2 there is something for you to [mend](errors.md), 1 a bug in plait.\n"
     )
-    rows = "".join(f"| [plait {n}](#plait-{n}) | {_text(c).split('. ')[0].rstrip('.')} |\n" for n, c in verbs.items())
+    rows = "".join(
+        f"| [plait {n}](#plait-{n.replace(' ', '-')}) | {_text(c).split('. ')[0].rstrip('.')} |\n"
+        for n, c in verbs.items()
+    )
     return "\n".join([head, "| verb | |\n|---|---|\n" + rows, *(_verb(name, c) for name, c in verbs.items())])
+
+
+def _verbs(group: click.Group, context: click.Context, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every verb, and the operations of a verb that has some."""
+    for name in group.list_commands(context):
+        if command := group.get_command(context, name):
+            if isinstance(command, click.Group):
+                yield from _verbs(command, context, f"{prefix}{name} ")
+            else:
+                yield f"{prefix}{name}", command
 
 
 def _text(command: click.Command) -> str:

@@ -50,6 +50,7 @@ ROOMS = [
         "front",
         "evaluate",
         "diff",
+        "surgery",
         "testing",
         "demo",
         "cli",
@@ -59,7 +60,7 @@ ROOMS = [
 ]
 #: third-party packages at the top of a file
 TOP = {
-    "torch": {"evaluate", "diff", "testing", "demo"},
+    "torch": {"evaluate", "diff", "surgery", "testing", "demo"},
     "plait.lazy": {
         "brick",
         "bricks",

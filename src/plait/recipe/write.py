@@ -1,0 +1,28 @@
+"""Recipes that are made, and a recipe as YAML, as one would write it by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+#: (which model, number of the layer)
+Layer = tuple[int, int]
+
+
+def text(recipe: Mapping[str, Any]) -> str:
+    """The keys in their order; lists and mappings of plain values on one line."""
+    return str(yaml.safe_dump(dict(recipe), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120))
+
+
+def stacked(models: Sequence[str], order: Sequence[Layer], dtype: str | None = None) -> dict[str, Any]:
+    """The recipe that stacks layers in this order; neighbours that stand in a row are one slice."""
+    runs: list[tuple[int, int, int]] = []
+    for model, layer in order:
+        if runs and runs[-1][0] == model and runs[-1][2] == layer:
+            runs[-1] = (model, runs[-1][1], layer + 1)
+        else:
+            runs.append((model, layer, layer + 1))
+    slices = [{"sources": [{"model": models[m], "layer_range": [start, stop]}]} for m, start, stop in runs]
+    return {"merge_method": "passthrough", "slices": slices, **({"dtype": dtype} if dtype else {})}
