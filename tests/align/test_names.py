@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import make
 import plait
@@ -112,6 +114,21 @@ def test_part_of_a_layer_is_no_layer() -> None:
     base = specs("b.layers.0.attn.q.weight", "b.layers.0.attn.more.weight")
     assert spelt(own, base).names == {}
     assert spelt(own, base, partly=True).names == {"a.layers.0.attn.q.weight": "b.layers.0.attn.q.weight"}
+
+
+WORDS = st.lists(st.sampled_from(["model", "language_model", "transformer", "base", "x"]), max_size=3).map(
+    lambda words: "".join(f"{w}." for w in words)
+)
+
+
+@given(WORDS, WORDS)
+def test_any_prefix(one: str, other: str) -> None:
+    """Whatever words stand before the layers in either model, every tensor finds its own."""
+    shapes = {"embed_tokens.weight": (9, 4), "norm.weight": (4,)}
+    shapes |= {f"layers.{i}.{p}.weight": (4, 4) for i in range(2) for p in ("q", "k")}
+    own = {one + n: TensorSpec("F32", shape) for n, shape in shapes.items()}
+    base = {other + n: TensorSpec("F32", shape) for n, shape in shapes.items()}
+    assert spelt(own, base).names == ({one + n: other + n for n in shapes} if one != other else {})
 
 
 def test_the_stack_that_fits_wins() -> None:

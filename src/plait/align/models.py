@@ -81,8 +81,25 @@ def aligned(
         except PlaitError as error:
             error.where = error.where or next((s.where for s in sources if s.model == model.ref and s.where), None)
             problems.append(error)
-    raise_all(problems)
+    raise_all([*problems, *_asked_for(recipe, found, reference)])
     return found, list(notes)
+
+
+def _asked_for(recipe: Recipe, models: Sequence[Model], reference: Model) -> Iterator[PlanError]:
+    """One error for each model from which `modules:` wants a module that it does not have."""
+    for named, piece, _ in recipe.resolved():
+        if named is None or all(m.name != named for m in reference.arch.modules):
+            continue
+        module = reference.arch.module(named)
+        having = ", ".join(str(m.ref) for m in models if any(n not in m.lacks for n in module.names()))
+        for source in piece.sources:
+            lacks = next((m.lacks for m in models if m.ref == source.model), {})
+            if source.model != piece.base and (wanted := list(module.names())) and all(n in lacks for n in wanted):
+                what, do = (
+                    f"{source.model} has no {module.name}",
+                    f"leave it out of the module's models: {having} have it",
+                )
+                yield PlanError(what, wanted=f"{len(wanted)} tensors such as {wanted[0]}", do=do, where=source.where)
 
 
 def _in_layout(model: Model, kind: str, notes: dict[str, None]) -> Model:

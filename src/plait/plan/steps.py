@@ -137,6 +137,9 @@ class Builder:
             raise PlanError(
                 f"{choice.copy} takes no part in {name}", wanted=there, found=str(choice.copy), do=do, where=where
             )
+        if why := next((why for s, n in chosen if (why := self.models[s.model].lacks.get(n))), None):
+            do = "copy from a model that has these tensors"
+            raise PlanError(f"{choice.copy} has nothing to copy: {why}", wanted=name, do=do, where=where)
         line = f"the rule on line {where.line}" if choice.rule and where else "'otherwise'"
         self.passed.update({(s.model, n): f"{line} copies from {choice.copy}" for s, n in own if (s, n) not in chosen})
         return chosen
