@@ -41,6 +41,7 @@ ROOMS = [
     *(
         "compute",
         "run",
+        "journal",
         "writer",
         "estimate",
         "report",
@@ -74,6 +75,7 @@ TOP = {
         "writer",
         "estimate",
     },
+    "xxhash": {"journal", "writer"},
     "safetensors": {"demo"},
     "yaml": {"recipe", "output", "evaluate", "demo"},
     "pydantic": {"recipe"},

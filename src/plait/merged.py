@@ -82,12 +82,14 @@ class Merge:
         allow_nonfinite: bool = False,
         progress: Progress | None = None,
         stream: bool = False,
+        resume: bool = False,
     ) -> Saved:
         """Write the model directory `out`: shards, index, config, tokenizer and side files, card, recipe, provenance.
 
         `force` replaces a model that is there; `threads`: one a core by default; `hash_inputs` records the SHA-256 of every
         input file; `allow_nonfinite` writes NaN and infinity too; `progress` is told the bytes done since its last call.
         `stream`: the weights of models on the Hub are read from there in parts, and not kept on this disk.
+        `resume` goes on where a merge into `out` stopped; raises `OutputError` when it was a merge of something else.
         """
         return save(
             self.plan,
@@ -100,6 +102,7 @@ class Merge:
             allow_nonfinite=allow_nonfinite,
             progress=progress,
             stream=stream,
+            resume=resume,
         )
 
     def to_transformers(self) -> Any:

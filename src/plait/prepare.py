@@ -45,7 +45,7 @@ def prepare(
         return _prepared(
             source,
             lenient,
-            Options(shard_size, allow_crimes, truncate_embeddings, seed, expert_layout),
+            Options(shard_size, allow_crimes, truncate_embeddings, seed, expert_layout, lora_merge_dtype, lenient),
             cache,
             lora_merge_dtype,
         )
@@ -121,7 +121,8 @@ class _Preparing:
             do = "a merge cannot be one of its own models: break the circle"
             raise RecipeError("the recipes need each other", found=circle, do=do, where=recipe.at("merge_method"))
         plan = self.plan(inner, (*within, name))
-        files = dict.fromkeys(path for model in plan.models for path in model.opened.files)
+        itself = [Path(name)] if os.path.isabs(name) else []
+        files = dict.fromkeys([*itself, *(path for model in plan.models for path in model.opened.files)])
         merge = Merge(plan)
         return Opened(ref, merge.folder(), None, merge, tuple(files))
 

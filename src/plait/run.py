@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
@@ -109,8 +109,9 @@ def run(
     threads: int | None = None,
     check: bool = True,
     progress: Progress | None = None,
+    skip: Collection[str] = (),
 ) -> None:
-    """Compute every tensor of the plan and hand its pieces to `sink`, which must be thread-safe.
+    """Compute every tensor of the plan, but those to `skip`, and hand its pieces to `sink`, which must be thread-safe.
 
     `check`: stop at values that are not finite. The first error stops the rest and is raised.
     """
@@ -128,7 +129,7 @@ def run(
                 progress(piece.nbytes)
 
     with workshop() as one_thread, ThreadPoolExecutor(threads or default_threads(), "plait") as pool:
-        futures = [pool.submit(work, step) for step in plan.steps]
+        futures = [pool.submit(work, step) for step in plan.steps if step.name not in skip]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import xxhash
 
 from plait.errors import OutputError
+from plait.journal import Journal, Record, digest
 from plait.layout import Shard
 from plait.lazy import Tensor, torch
 from plait.types import TensorSpec
@@ -59,36 +67,73 @@ def check_output(out: Path, nbytes: int, inputs: Iterable[Path], force: bool = F
 
 
 class Writer:
-    """Fills the shards of a layout; any thread may write any rows, in any order.
+    """Fills the shards of a layout; any thread may write any rows of a tensor, each once, in any order.
 
-    Leaving the context without `finish` removes what was begun.
+    `key` says what decides the bytes; with `resume`, tensors that a merge with the same key has finished, and whose bytes still
+    have their hash, are `kept`. Left with an error, the shards stay for another `resume` if a tensor is finished for good;
+    otherwise, and with `discard`, what was begun is removed.
     """
 
-    def __init__(self, out: Path, shards: Sequence[Shard], specs: Mapping[str, TensorSpec]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        shards: Sequence[Shard],
+        specs: Mapping[str, TensorSpec],
+        key: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        force: bool = False,
+    ) -> None:
         self.out, self._shards, self._specs = out, shards, specs
+        self._key, self._resume, self._force = key, resume, force
         self._files: dict[str, int] = {}
         self._place: dict[str, tuple[int, int]] = {}
         self._begun: dict[str, Path] = {}  # shard -> where it lies until all are finished
         self._made: list[Path] = []
+        self._states: dict[str, _State] = {}
+        self._lock = threading.Lock()
+        self._journal: Journal | None = None
+        self.hashes: dict[str, str] = {}
+        self.kept: frozenset[str] = frozenset()
+        self.discard = False
 
     def __enter__(self) -> Writer:
         self._made = [p for p in (self.out, *self.out.parents) if not p.exists()]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(self.out, self._key, self._resume, self._force, self._sync)
             for shard in self._shards:
-                path = self._begun[shard.filename] = self.out / (shard.filename + PARTIAL)
-                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
-                self._files[shard.filename] = file
-                _reserve(file, shard.nbytes)
-                _write(file, memoryview(shard.header), 0)
-                self._place.update({name: (file, offset) for name, offset in shard.offsets.items()})
+                self._begin(shard, self._journal.record)
+            self.hashes = self._found(self._journal.record.tensors)
+            self.kept = frozenset(self.hashes)
+            self._journal.start()
         except OSError as error:
             self._abandon()
             raise _failed(self.out, error) from error
-        except BaseException:  # a signal
-            self._abandon()
+        except BaseException:
+            self._abandon(mine=self._journal is not None)
             raise
         return self
+
+    def _begin(self, shard: Shard, record: Record) -> None:
+        path, final = self.out / (shard.filename + PARTIAL), self.out / shard.filename
+        if record.whole and final.exists() and not path.exists():
+            final.replace(path)  # it was renamed before the merge stopped
+        anew = os.O_CREAT | (0 if record.tensors else os.O_TRUNC)
+        file = os.open(path, os.O_RDWR | anew | getattr(os, "O_CLOEXEC", 0), 0o666)
+        self._begun[shard.filename], self._files[shard.filename] = path, file
+        self._place.update({name: (file, offset) for name, offset in shard.offsets.items()})
+        if os.fstat(file).st_size > shard.nbytes:
+            os.ftruncate(file, shard.nbytes)
+        _reserve(file, shard.nbytes)
+        _write(file, memoryview(shard.header), 0)
+
+    def _found(self, recorded: Mapping[str, str]) -> dict[str, str]:
+        """The recorded tensors whose bytes are on the disk."""
+        known = [name for name in recorded if name in self._place]
+        with ThreadPoolExecutor(2) as pool:
+            hashed = pool.map(lambda name: digest(*self._place[name], self._specs[name].nbytes), known)
+            return {name: found for name, found in zip(known, hashed, strict=True) if found == recorded[name]}
 
     def write(self, name: str, row: int, piece: Tensor | memoryview) -> None:
         """Put the rows of a tensor, from `row` on, in their place."""
@@ -99,41 +144,129 @@ class Writer:
             piece = memoryview(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         try:
             _write(file, piece, offset + row * stride)
+            if self._journal and self._journal.error:
+                raise self._journal.error
+            self._account(name, row * stride, piece)
         except OSError as error:
             raise _failed(self.out, error) from error
 
-    def finish(self) -> list[Path]:
-        """Make the shards durable, remove stale weights, and give the new ones their names. Returns their paths."""
+    def _account(self, name: str, at: int, data: memoryview) -> None:
+        """Hash what was written, in order as it comes, or from the disk once it is all there."""
+        with self._lock:
+            state = self._states.setdefault(name, _State())
+            follows = state.at == at
+        if follows:
+            state.hashed.update(data)
+        with self._lock:
+            state.at += data.nbytes if follows else 0
+            state.done += data.nbytes
+            if state.done < self._specs[name].nbytes:
+                return
+            del self._states[name]
+        nbytes = self._specs[name].nbytes
+        self.hashes[name] = state.hashed.hexdigest() if state.at == nbytes else digest(*self._place[name], nbytes)
+        if self._journal:
+            self._journal.done(name, self.hashes[name])
+
+    def _sync(self) -> None:
+        for file in self._files.values():
+            os.fdatasync(file) if hasattr(os, "fdatasync") else os.fsync(file)
+
+    def finish(self, before: Callable[[], None] = lambda: None) -> list[Path]:
+        """Make the shards durable, do `before`, remove stale weights, and give the new ones their names. Returns their paths.
+
+        `before` removes what would be wrong beside the new weights. From here on only `close` ends the merge.
+        """
+        assert self._journal
+        self.hashes |= {name: digest(*self._place[name], 0) for name in self._place if name not in self.hashes}
         try:
-            for name in list(self._files):
-                os.fsync(self._files[name])
-                os.close(self._files.pop(name))
+            for file in self._files.values():
+                os.fsync(file)
+            self._journal.whole()
+            while self._files:
+                os.close(self._files.popitem()[1])
+            before()
             for stale in {path for pattern in WEIGHTS for path in self.out.glob(pattern)} - {*self._begun.values()}:
                 stale.unlink()
             for name, path in self._begun.items():
                 self._begun[name] = path.replace(self.out / name)
+            fsync_folder(self.out)
         except OSError as error:
             raise _failed(self.out, error) from error
-        files, self._begun = list(self._begun.values()), {}
-        return files
+        return list(self._begun.values())
+
+    def close(self, files: Iterable[Path]) -> None:
+        """Make the other files durable, and end the journal: the model directory is whole."""
+        assert self._journal
+        try:
+            for path in files:
+                fsync(path)
+            fsync_folder(self.out)
+            self._journal.close(remove=True)
+            self._journal = None
+            fsync_folder(self.out)
+        except OSError as error:
+            raise _failed(self.out, error) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._begun:
+        if self._journal:
             self._abandon()
 
-    def _abandon(self) -> None:
+    def _abandon(self, mine: bool = True) -> None:
+        """Leave what can be taken up again; remove what cannot, and folders that were made for it."""
+        journal, self._journal = self._journal, None
+        if journal:
+            journal.stop()
+        keep = journal is not None and journal.lines > 0 and not self.discard
+        if journal and keep:
+            with suppress(OSError):
+                journal.flush()
         for file in self._files.values():
             os.close(file)
-        for path in self._begun.values():
-            path.unlink(missing_ok=True)
+        if not keep:
+            for path in self._begun.values():
+                path.unlink(missing_ok=True)
+        if journal:
+            journal.close(remove=not keep)
         self._files, self._begun = {}, {}
-        for folder in self._made:
+        for folder in self._made if mine else ():
             try:
                 folder.rmdir()
             except OSError:  # not empty, or never made: it is not ours to remove
                 break
+
+
+@dataclass
+class _State:
+    """How far a tensor is written: hashed up to `at`, `done` bytes in all."""
+
+    hashed: Any = field(default_factory=xxhash.xxh3_128)
+    at: int = 0
+    done: int = 0
+
+
+def fsync(path: Path) -> None:
+    """Make a file durable."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable, where the system can."""
+    if os.name == "posix":
+        with suppress(OSError):  # some network file systems refuse
+            fsync(path)
+
+
+def reserved(out: Path, shards: Iterable[Shard]) -> int:
+    """Bytes of disk that the shards of a merge which stopped already have."""
+    paths = (out / (shard.filename + PARTIAL) for shard in shards)
+    return sum(os.stat(path).st_blocks * 512 for path in paths if path.exists())
 
 
 def _reserve(file: int, nbytes: int) -> None:
@@ -160,5 +293,5 @@ def _failed(out: Path, error: OSError) -> OutputError:
         f"writing to {out} failed",
         wanted="a disk that takes the output",
         found=error.strerror or str(error),
-        do="free some space, or choose another OUT; the inputs are untouched, and what was begun has been removed",
+        do="free some space, or choose another OUT; the inputs are untouched",
     )

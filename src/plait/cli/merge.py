@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -49,6 +55,7 @@ def idle(function: Any) -> Any:
 @click.option("--copy-tokenizer/--no-copy-tokenizer", default=True, help="Tokenizer files into OUT.  [default: yes]")
 @click.option("--write-model-card/--no-write-model-card", default=True, help="README.md into OUT.  [default: yes]")
 @click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
+@click.option("--resume", is_flag=True, help="Go on where a merge into OUT stopped.")
 @click.option("--allow-nonfinite", is_flag=True, help="Write NaN and infinity too.")
 @click.option("--hash-inputs", is_flag=True, help="Record the SHA-256 of every input file (reads them once more).")
 @click.option("--stream", is_flag=True, help="Read models on the Hub from there, in parts; no copy in the cache.")
@@ -87,7 +94,7 @@ def command(recipe: str, out: str, **options: Any) -> None:
             err=True,
         )
     _fetching(plan, options["stream"], quiet)
-    with _show.progress(plan.nbytes, "merging", quiet) as tell:
+    with _hint(out), _show.progress(plan.nbytes, "merging", quiet) as tell:
         saved = Merge(plan).save(
             out,
             force=options["force"],
@@ -98,7 +105,10 @@ def command(recipe: str, out: str, **options: Any) -> None:
             allow_nonfinite=options["allow_nonfinite"],
             progress=tell,
             stream=options["stream"],
+            resume=options["resume"],
         )
+    if saved.resumed and not quiet:
+        click.echo(f"{saved.resumed} of {saved.tensors} tensors were there from before", err=True)
     if options["as_json"]:
         _show.emit_json(
             {
@@ -107,6 +117,7 @@ def command(recipe: str, out: str, **options: Any) -> None:
                 "tensors": saved.tensors,
                 "bytes": saved.nbytes,
                 "seconds": round(saved.seconds, 3),
+                "resumed": saved.resumed,
             }
         )
     elif not quiet:
@@ -116,6 +127,23 @@ def command(recipe: str, out: str, **options: Any) -> None:
             f"in {_show.seconds(saved.seconds)} ({_show.size(speed)}/s read and written)"
         )
         click.echo(f"next: AutoModelForCausalLM.from_pretrained({str(saved.out)!r}); the card is {saved.out}/README.md")
+
+
+@contextmanager
+def _hint(out: str) -> Iterator[None]:
+    """When the merge stops, say that its work is kept, if it is."""
+    from plait.errors import OutputError
+    from plait.journal import NAME, read
+
+    try:
+        yield
+    except BaseException as error:
+        record = read(Path(out, NAME))
+        if record and record.pid == os.getpid() and not (isinstance(error, OutputError) and "--resume" in str(error)):
+            words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
+            again = shlex.join(["plait", *words, "--resume"])
+            click.echo(f"{len(record.tensors)} tensors are finished and kept; to go on: {again}", err=True)
+        raise
 
 
 def _fetching(plan: Any, stream: bool, quiet: bool) -> None:

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plait.errors import OutputError
+from plait.journal import HASH, NAME, refuse_leftover
 from plait.layout import index_json
 from plait.output.card import card, title
+from plait.output.identity import key, options, refuse_changed, stamps
 from plait.output.inputs import fetch
 from plait.output.provenance import provenance
 from plait.output.sidefiles import clear, side_files
 from plait.plan import Plan
 from plait.run import Progress, run
-from plait.writer import Writer, check_output
+from plait.writer import Writer, check_output, reserved
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Saved:
     tensors: int
     nbytes: int  # of the shards
     seconds: float
+    resumed: int = 0  # tensors that were there from before
 
 
 def save(
@@ -43,38 +46,56 @@ def save(
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
     stream: bool = False,
+    resume: bool = False,
 ) -> Saved:
     """Run the plan into the directory `out`; raises before any work where it can, and leaves no half-written model behind.
 
-    Models on the Hub are brought into the cache first; with `stream` their weights are read from the Hub in parts.
+    Models on the Hub are brought into the cache first; with `stream` their weights are read from the Hub in parts. What a merge
+    that stopped has finished for good stays in `out`, and `resume` goes on from there.
     """
     begun = time.monotonic()
-    check_output(out, plan.nbytes, _inputs(plan), force)
+    refuse_leftover(out, len(plan.steps), force, resume)
+    check_output(
+        out, plan.nbytes - reserved(out, plan.shards), _inputs(plan), force or (resume and (out / NAME).exists())
+    )
     plan = fetch(plan, weights=not stream)
     beside = side_files(plan, copy_tokenizer)
     facts = {**provenance(plan, hash_inputs, beside.chat_template), "side_files": dict(beside.origins)}
     text = card(facts, title(out)) if write_card else None
-    with Writer(out, plan.shards, plan.specs) as writer:
-        run(plan, writer.write, threads=threads, check=not allow_nonfinite, progress=progress)
-        files = writer.finish()
-    try:
-        clear(out)
-        if len(plan.shards) > 1:
-            files.append(_write(out / "model.safetensors.index.json", index_json(plan.specs, plan.shards)))
-        files += beside.write(out)
-        files.append(_write(out / "plait_config.yml", plan.recipe.text))
-        files.append(_write(out / "plait_provenance.json", _json(facts)))
-        if text is not None:
-            files.append(_write(out / "README.md", text))
-        if plan.config:
-            files.append(_write(out / "config.json", _json(plan.config)))
-    except OSError as error:
-        raise OutputError(
-            f"writing to {out} failed after the weights",
-            found=error.strerror or str(error),
-            do="free some space and run the merge again with --force",
-        ) from error
-    return Saved(out, tuple(files), len(plan.steps), plan.nbytes, time.monotonic() - begun)
+    choices = {"copy_tokenizer": copy_tokenizer, "write_card": write_card, "allow_nonfinite": allow_nonfinite}
+    facts["options"] = {**options(plan), **choices}
+    before = stamps(plan)
+    with Writer(out, plan.shards, plan.specs, key(plan, facts, before), resume=resume, force=force) as writer:
+        if progress:
+            progress(sum(plan.specs[name].nbytes for name in writer.kept))
+        try:
+            run(plan, writer.write, threads=threads, check=not allow_nonfinite, progress=progress, skip=writer.kept)
+        finally:
+            writer.discard = True
+            refuse_changed(before)  # which tells more than what came of it
+            writer.discard = False
+        kept = len(writer.kept)
+        files = writer.finish(before=lambda: clear(out))
+        try:
+            if len(plan.shards) > 1:
+                files.append(_write(out / "model.safetensors.index.json", index_json(plan.specs, plan.shards)))
+            files += beside.write(out)
+            files.append(_write(out / "plait_config.yml", plan.recipe.text))
+            facts["output"] |= {"hash": HASH, "hashes": {name: writer.hashes[name] for name in plan.specs}}
+            files.append(_write(out / "plait_provenance.json", _json(facts)))
+            if text is not None:
+                files.append(_write(out / "README.md", text))
+            if plan.config:
+                files.append(_write(out / "config.json", _json(plan.config)))
+        except OSError as error:
+            raise OutputError(
+                f"writing to {out} failed after the weights",
+                wanted="a disk that takes the output",
+                found=error.strerror or str(error),
+                do="free some space and run the merge again with --resume",
+            ) from error
+        writer.close(files)
+    return Saved(out, tuple(files), len(plan.steps), plan.nbytes, time.monotonic() - begun, kept)
 
 
 def _inputs(plan: Plan) -> Iterator[Path]:

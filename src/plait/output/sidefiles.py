@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -77,9 +78,11 @@ class SideFiles:
     def write(self, out: Path) -> list[Path]:
         for name, path in self.copied.items():
             (out / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, out / name)
+            shutil.copyfile(path, out / f"{name}.partial")
+            os.replace(out / f"{name}.partial", out / name)
         for name, text in self.texts.items():
-            (out / name).write_text(text, "utf-8")
+            (out / f"{name}.partial").write_text(text, "utf-8")
+            os.replace(out / f"{name}.partial", out / name)
         return [out / name for name in (*self.copied, *self.texts)]
 
 

@@ -141,3 +141,5 @@ class Options:
     truncate_embeddings: bool = False
     seed: int | None = None
     expert_layout: str | None = None  # "split" or "fused"; None: the base's
+    lora_merge_dtype: str | None = None  # a dtype's name
+    lenient: bool = False

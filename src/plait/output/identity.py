@@ -1,0 +1,93 @@
+"""What decides the bytes of a merge, so that a change of it is noticed: between a stop and a resume, and during a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plait
+from plait.errors import MergeError
+from plait.plan import Plan
+
+#: path -> what the system says of the file: inode, bytes, time of the last change in ns; None when it is gone
+Stamps = Mapping[Path, tuple[int, int, int] | None]
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_PACKAGE = Path(plait.__file__).parent
+
+
+def options(plan: Plan) -> dict[str, Any]:
+    """What the caller decided when the merge was planned, but for the seed, which has a place of its own."""
+    chosen = dataclasses.asdict(plan.options)
+    return {name: value for name, value in chosen.items() if name != "seed"}
+
+
+def key(plan: Plan, facts: Mapping[str, Any], stamps: Stamps) -> dict[str, Any]:
+    """The journal's key: equal keys mean equal bytes. `facts`: the provenance. Each part is named in the error for a change."""
+    digest = hashlib.sha256()
+    for step in plan.steps:
+        method = step.method.name if step.method else None
+        made = (step.name, step.spec, step.inputs, step.base, method, step.params, step.depth)
+        digest.update(_ADDRESS.sub("", repr(made)).encode("utf-8", "surrogatepass"))
+    for shard in plan.shards:
+        digest.update(shard.filename.encode() + shard.header)
+    times: dict[str, list[int | None]] = {}
+    for model in plan.models:
+        times[str(model.ref)] = [(stamp := stamps.get(path)) and stamp[2] for path in model.opened.files]
+    return {
+        "recipe": hashlib.sha256(plan.recipe.text.encode("utf-8", "surrogatepass")).hexdigest(),
+        "tensors": digest.hexdigest(),
+        "seed": plan.seed,
+        "options": facts["options"],
+        "model": {m["model"]: [m["revision"], m["fingerprint"], times[m["model"]]] for m in facts["models"]},
+        "methods": _own_methods(plan),
+        "versions": {"plait": facts["plait"], **facts["versions"]},
+    }
+
+
+def _own_methods(plan: Plan) -> dict[str, str]:
+    """Methods that are not plait's: name -> SHA-256 of the file that they are in."""
+    used = {step.method.name: step.method for step in plan.steps if step.method}
+    files = {name: Path(inspect.getsourcefile(method.function) or "") for name, method in used.items()}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in sorted(files.items())
+        if path.is_file() and _PACKAGE not in path.parents
+    }
+
+
+def stamps(plan: Plan) -> Stamps:
+    """Every weight file of the plan as it is now."""
+    return {path: _stamp(path) for model in plan.models for path in model.opened.files}
+
+
+def refuse_changed(before: Stamps) -> None:
+    """Raise `MergeError` when an input is not what it was: some of the output would be of the old, some of the new."""
+    for path, stamp in before.items():
+        if (now := _stamp(path)) != stamp:
+            raise MergeError(
+                f"{path} {'was removed' if now is None else 'changed'} during the merge",
+                wanted="inputs that stay as they are until the merge is done",
+                found="no file" if now is None else _difference(stamp, now),
+                do="leave the inputs alone, and run the merge again; what was begun has been removed",
+            )
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _difference(old: tuple[int, int, int] | None, new: tuple[int, int, int]) -> str:
+    if old is None or old[0] != new[0]:
+        return "another file of this name"
+    return f"{old[1]} bytes before, {new[1]} now" if old[1] != new[1] else "the same size, written to since"
