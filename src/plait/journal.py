@@ -96,12 +96,13 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     for part in dict.fromkeys([*then, *now]):
         old, new = then.get(part), now.get(part)
+        pairs = [(part, old, new)]
         if isinstance(old, dict) and isinstance(new, dict):
-            names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-            short = all(isinstance(side.get(n), str) and len(side[n]) < 24 for n in names for side in (old, new))
-            found += [f"{part}: {n}" + (f" (was {old[n]}, is {new[n]})" if short else "") for n in names]
-        elif old != new:
-            found.append(part)
+            pairs = [(f"{part}: {n}", old.get(n), new.get(n)) for n in {**old, **new}]
+        for name, was, now_is in pairs:
+            if was != now_is:
+                short = len(str(was)) < 24 and len(str(now_is)) < 24
+                found.append(name + (f" (was {was}, is {now_is})" if short else ""))
     return found
 
 
