@@ -17,6 +17,13 @@ test-eval: $(SETUP)  # lm-eval's tasks, for which lm-eval is installed (0.6 GB)
 	$(PIP) -e '.[dev,eval]'
 	$(BIN)/pytest tests/evaluate
 
+test-long: $(SETUP)  # merges killed at 400 points, each resumed and compared
+	rm -rf build/interrupt && mkdir -p build/interrupt
+	PYTHONPATH=tests $(BIN)/python tests/interrupt.py build/interrupt 400
+
+fuzz: $(SETUP)  # 150,000 inputs for each reader of what strangers write; SEED=1 for others
+	$(BIN)/python tests/fuzz/fuzz.py --seed $(or $(SEED),0)
+
 check: $(SETUP)  # format, lint, types, generated pages up to date
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check

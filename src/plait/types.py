@@ -138,8 +138,8 @@ def normal(path: str) -> str:
     if "\\" in path:
         path = path.replace("\\", "/")
     path = re.sub(r"(?<!:)/{2,}", "/", path)
-    path = re.sub(r"^(\./)+(?=.)", "", path)
-    return path.rstrip("/") or "/"
+    path = re.sub(r"^(\./)+(?=\S)", "", path)
+    return re.sub(r"[\s/]+$", "", path) or "/"
 
 
 def layer_order(name: str) -> list[tuple[int, int | str]]:
