@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from plait.demo.score import HERE, SKILLS, score
-from plait.errors import PlaitError
+from plait.errors import ModelError, PlaitError
 from plait.evaluate.network import choose, load, surprise, write
 from plait.evaluate.records import Sample, Settings, Task
 from plait.evaluate.subjects import subjects
@@ -164,6 +165,45 @@ def test_a_models_own_way_of_sampling_does_not_count(network: tuple[Any, Any]) -
         assert model.generation_config is odd
     finally:
         model.generation_config = own
+
+
+def test_a_broken_model(
+    tmp_path: Path, model: Callable[[str], Path], text: Path, questions: Callable[..., Path]
+) -> None:
+    """Probabilities that are no numbers are an error that says so, never a score."""
+    broken = model("base")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][0] = torch.nan
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    for task in (*perplexity.tasks(str(text), Settings()), *_questions(questions("add", 1, choices=["101", "7"]))):
+        with pytest.raises(ModelError, match="not numbers"):
+            asked(task, broken)
+
+
+def test_a_window_beyond_the_model(text: Path) -> None:
+    """A window longer than what the model was made for is refused, with that length."""
+    (task,) = perplexity.tasks(str(text), Settings(window=100_000))
+    with pytest.raises(ModelError) as caught:
+        asked(task)
+    assert caught.value.wanted == "at most 256"
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks the old name
+def test_an_adapter(tmp_path: Path, text: Path) -> None:
+    """A model with an adapter is scored with it, as PEFT merges it."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model, tokenizer = load(BASE)
+    settings = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    with_adapter = peft.get_peft_model(model, settings)
+    with_adapter.save_pretrained(tmp_path / "adapter")
+    (task,) = perplexity.tasks(str(text), Settings())
+    found = asked(task, f"{BASE}+{tmp_path / 'adapter'}")
+    merged = with_adapter.merge_and_unload()
+    nats = [n for _, n in surprise(merged, tokenizer, text.read_text("utf-8"), 256, 128)]
+    counted = [s.measures["perplexity"] for s in found.values()]
+    assert sum(m.value * m.weight for m in counted) == pytest.approx(sum(nats), rel=1e-5)
+    assert found != asked(task)
 
 
 SCORER = """
