@@ -172,17 +172,25 @@ def _style(data: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _produced(tokens: Tokens, markers: Iterable[str], pieces: Sequence[tuple[str, Tokens]]) -> set[str]:
-    """The tokens that come up when the tokenizer reads each new token's text, alone and in a few surroundings."""
+    """The tokens that come up when the tokenizer reads each new token's text, alone or, if need be, in some surroundings."""
     tokenizer = loaded(tokens)
-    texts = list(markers)
+    found: set[int] = set()
+
+    def read(texts: Sequence[str]) -> None:
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        found.update(n for encoding in encodings for n in encoding.ids)
+
+    read(list(markers))
     readers = {key: loaded(origin) for key, origin in {id(origin): origin for _, origin in pieces}.items()}
-    for text, origin in pieces:
-        said = readers[id(origin)].decode([origin.ids[text]], skip_special_tokens=False)
-        bare = _bare(text, tokens)
-        texts += [said, bare, f" {said}", f"a{said}", f"a{bare}", f"a {bare}"]
-    if any(len(text) == 1 for text, _ in pieces):  # single bytes come up in other characters only
-        texts += [chr(n) for n in (*range(1, 0x800), *range(0x800, 0xD800, 37), *range(0xE000, 0x110000, 4001))]
-    found = {n for encoding in tokenizer.encode_batch(texts, add_special_tokens=False) for n in encoding.ids}
+    left = [
+        (text, readers[id(origin)].decode([origin.ids[text]], skip_special_tokens=False), _bare(text, tokens))
+        for text, origin in pieces
+    ]
+    for around in ("{0}", "{1}", " {0}", "a{0}", "a{1}", "a {1}"):
+        read([around.replace("{0}", said).replace("{1}", bare) for _, said, bare in left])
+        left = [each for each in left if tokens.ids[each[0]] not in found]
+    if any(len(text) == 1 for text, _, _ in left):  # single bytes come up in other characters only
+        read([chr(n) for n in (*range(1, 0x800), *range(0x800, 0xD800, 37), *range(0xE000, 0x110000, 4001))])
     return {text for text, n in tokens.ids.items() if n in found}
 
 
