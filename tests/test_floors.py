@@ -48,6 +48,7 @@ ROOMS = [
         "output",
         "merged",
         "prepare",
+        "publish",
         "front",
         "evaluate",
         "diff",
@@ -86,7 +87,7 @@ TOP = {
 #: and inside of a function, where they are used
 LAZY = {
     "torch": {"merged", "lazy", "checkpoint", "cli"},
-    "huggingface_hub": {"checkpoint"},
+    "huggingface_hub": {"checkpoint", "publish"},
     "gguf": {"checkpoint"},
     "jinja2": {"output", "diff"},
     "transformers": {"merged", "demo"},

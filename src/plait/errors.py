@@ -9,6 +9,7 @@ recipe. The command line prints it and exits with 2; anything else that escapes 
     ├── PlanError         recipe and models do not fit together
     ├── MergeError        found while weights are read or computed
     ├── OutputError       the output directory, its disk
+    ├── PublishError      a model on its way to the Hub
     └── Problems          several of the above at once
 """
 
@@ -74,6 +75,10 @@ class MergeError(PlaitError):
 
 class OutputError(PlaitError):
     """The output directory or its disk."""
+
+
+class PublishError(PlaitError):
+    """A model cannot go to the Hub."""
 
 
 class Problems(PlaitError):  # noqa: N818

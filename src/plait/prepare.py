@@ -87,12 +87,13 @@ class _Preparing:
                 opened = self.open(ref, recipe, within)
                 if isinstance(opened.checkpoint, Merge):
                     nested.append(opened.checkpoint.plan)
-                if recipe.tokenizer is not None:  # its tokens decide the plan
-                    opened = fetched(opened, None, side_files=True)
                 models.append(Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config)))
             except PlaitError as error:
                 problems += error.problems if isinstance(error, Problems) else [error]
         raise_all(problems)
+        if recipe.tokenizer is not None or _tokens_differ(models):
+            for model in models:
+                fetched(model.opened, None, side_files=True)
         views = [f"{model.ref}: {note}" for model in models for note in notes_of(model.opened.checkpoint)]
         models, told = aligned(
             recipe,
@@ -123,8 +124,9 @@ class _Preparing:
         plan = self.plan(inner, (*within, name))
         itself = [Path(name)] if os.path.isabs(name) else []
         files = dict.fromkeys([*itself, *(path for model in plan.models for path in model.opened.files)])
-        merge = Merge(plan)
-        return Opened(ref, merge.folder(), None, merge, tuple(files))
+        merge, donor = Merge(plan), plan.models[plan.donor].opened
+        folder = merge.folder()
+        return Opened(ref, folder, None, merge, tuple(files), repo=donor.repo if folder == donor.folder else None)
 
     def nested(self, ref: ModelRef, beside: Path | None) -> tuple[Recipe, str] | None:
         """The recipe that stands in a model's place, and what tells it from others."""
@@ -138,6 +140,12 @@ class _Preparing:
         if file is None or not file.is_file():
             return None
         return load(file, lenient=self.lenient), os.path.realpath(file)
+
+
+def _tokens_differ(models: Sequence[Model]) -> bool:
+    """Whether tokenizers have to be read to tell what rows of the vocabulary mean: they are different files, or of other size."""
+    rows = {spec.shape for m in models if m.arch.embedding and (spec := m.arch.specs.get(m.arch.embedding))}
+    return len(rows) > 1 or len({model.opened.mark("tokenizer.json") for model in models}) > 1
 
 
 def _by_token(models: Sequence[Model], source: Input) -> bool:

@@ -60,16 +60,12 @@ class FakeHub:
         self.blobs = pathlib.Path(blobs or self._tmp.name)
         self.blobs.mkdir(parents=True, exist_ok=True)
         self.token, self.user = token, user
-        self.repos, self.lock = {}, threading.RLock()
-        self.requests = []  # (method, path, status) of every request served
-        self.faults = []  # [method regex, path regex, what, times left, headers]
-        self.sent = 0  # bytes of all bodies
-        self.cdn = None  # how often each signed address of a big file works; None: big files come from here
-        self.signatures = collections.Counter()
-        self.read_only = set()  # organisations in which the user may not write
+        self.lock = threading.RLock()
+        self.reset()
         handler = type("Bound", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # a client that has gone
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self):
@@ -81,6 +77,42 @@ class FakeHub:
         self.server.server_close()
         if self._tmp:
             self._tmp.cleanup()
+
+    def reset(self):
+        """No repositories, no faults, nothing counted."""
+        self.repos = {}
+        self.requests = []  # (method, path, status) of every request served
+        self.faults = []  # [method regex, path regex, what, times left, headers]
+        self.sent = 0  # bytes of all bodies
+        self.cdn = None  # how often each signed address of a big file works; None: big files come from here
+        self.signatures = collections.Counter()
+        self.read_only = set()  # organisations in which the user may not write
+        self.then = None  # (path regex, what to do once, after such a request)
+
+    def publish(self, name, folder, message="first"):
+        """A commit of all files of a folder, as if they had been uploaded; returns its id."""
+        with self.lock:
+            repo = self.repos.setdefault(("model", name), Repo("model", name))
+            return self.commit(repo, "main", [(p.name, self.keep(p)) for p in sorted(folder.iterdir())], message)
+
+    def keep(self, path, sha256=None):
+        """The entry of a file, which is kept; a `sha256` that is given is believed, and the file only linked."""
+        size = path.stat().st_size
+        if sha256 is None and size < LFS_FROM and not path.name.endswith(LFS_SUFFIX):
+            data = path.read_bytes()
+            (self.blobs / git_oid(data)).write_bytes(data)
+            return {"size": size, "oid": git_oid(data), "lfs": None}
+        if sha256 is None:
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            (self.blobs / sha256).write_bytes(path.read_bytes())
+        else:
+            (self.blobs / sha256).symlink_to(path)
+        return {"size": size, "oid": git_oid(sha256.encode()), "lfs": sha256}
+
+    def fetched(self, suffix=""):
+        """The names of the files that were downloaded, whole or in part, those with that suffix."""
+        names = {p.split("/")[-1].split("?")[0] for m, p, s in self.requests if m == "GET" and "/resolve/" in p}
+        return sorted(name for name in names if name.endswith(suffix))
 
     def fail(self, path, status=503, times=1, method=".*", **headers):
         """Answer the next `times` matching requests with `status`, or "drop" them half way, or let them wait ("1.5" seconds)."""
@@ -121,7 +153,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def body(self):
-        """Yield the request body, whether sized or chunked."""
+        """Yield the request body, whether sized or chunked; once."""
+        if self.taken:
+            return
+        self.taken = True
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
             while size := int(self.rfile.readline().split(b";")[0], 16):
                 yield self.rfile.read(size)
@@ -144,6 +179,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         self.hub.requests.append((self.command, self.path, status))
+        if self.hub.then and re.search(self.hub.then[0], self.path):
+            act, self.hub.then = self.hub.then[1], None
+            act()
         if self.command != "HEAD":
             self.hub.sent += len(data)
             self.wfile.write(data[: len(data) // 2] if self.dropping else data)
@@ -159,7 +197,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self):
         url = urlsplit(self.path)
         self.query = {k: v[-1] for k, v in parse_qs(url.query).items()}
-        path, self.dropping = url.path, False
+        path, self.dropping, self.taken = url.path, False, False
         try:
             for fault in self.hub.faults:
                 if fault[3] and re.fullmatch(fault[0], self.command) and re.search(fault[1], unquote(path)):
@@ -234,6 +272,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply({"error": "You already created this model repo", "url": url}, 409)
         self.hub.repos[kind, name] = Repo(kind, name, req.get("visibility") == "private")
         self.reply({"url": url, "id": name})
+
+    def validate(self):
+        bad = "license: none of yours" in self.json()["content"]
+        errors = [{"message": '"license" must be one of the list'}] if bad else []
+        self.reply({"errors": errors, "warnings": []}, 400 if bad else 200)
 
     def delete(self):
         self.need_auth()
@@ -363,7 +406,7 @@ class Handler(BaseHTTPRequestHandler):
                     {
                         "path": f["path"],
                         "shouldIgnore": False,
-                        "oid": files.get(f["path"], {}).get("oid"),
+                        "oid": (had := files.get(f["path"], {})).get("lfs") or had.get("oid"),
                         "uploadMode": "lfs" if f["size"] >= LFS_FROM or f["path"].endswith(LFS_SUFFIX) else "regular",
                     }
                     for f in self.json()["files"]
@@ -406,7 +449,7 @@ class Handler(BaseHTTPRequestHandler):
     @staticmethod
     def check(path, oid):
         with open(path, "rb") as f:
-            if hashlib.file_digest(f, "sha256").hexdigest() != oid:
+            if hashlib.sha256(f.read()).hexdigest() != oid:
                 path.unlink()
                 raise HubError(400, "", "sha256 mismatch")
 
@@ -499,6 +542,7 @@ class Handler(BaseHTTPRequestHandler):
 Handler.routes = [
     ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/repos/create", Handler.create),
+    ("POST", r"/api/validate-yaml", Handler.validate),
     ("DELETE", r"/api/repos/delete", Handler.delete),
     ("GET", r"/api/models", Handler.listing),
     ("GET", rf"/api/{REPO}/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?", Handler.tree),

@@ -10,22 +10,17 @@ from safetensors.torch import load_file
 
 import make
 import plait
+from hub.conftest import User
 from hub.fakehub import FakeHub
-from hub.test_inputs import UPLOAD, around, hub, run
 from loras import lora
 
-__all__ = ["around", "hub"]  # fixtures
 
-
-def test_from_the_hub(hub: FakeHub, around: dict[str, str], tmp_path: Path) -> None:
+def test_from_the_hub(user: User, hub: FakeHub, tmp_path: Path) -> None:
     """`org/base+org/adapter@revision` is fetched, applied and pinned, and both commits and all files are in the record."""
     base, adapter = make.model(tmp_path / "base"), lora(tmp_path / "lora", make.tensors())
-    done = run(["-c", UPLOAD, "tester/base", base, "tester/lora", adapter], around)
-    assert done.returncode == 0, done.stderr
-    commits = done.stdout.split()
-    recipe = make.recipe("linear", f"tester/base+tester/lora@{commits[1]}")
-    done = run(["-m", "plait", "merge", make.write_json(tmp_path / "r.yml", recipe), tmp_path / "out"], around)
-    assert done.returncode == 0, done.stderr
+    commits = [hub.publish("tester/base", base), hub.publish("tester/lora", adapter)]
+    recipe = make.write_json(tmp_path / "r.yml", make.recipe("linear", f"tester/base+tester/lora@{commits[1]}"))
+    user.ok("merge", recipe, tmp_path / "out", "--transformers-cache", tmp_path / "cache")
     facts = json.loads((tmp_path / "out" / "plait_provenance.json").read_text())["models"][0]
     assert [facts["revision"], facts["adapter_revision"]] == commits
     names = [file["name"] for file in facts["files"]]

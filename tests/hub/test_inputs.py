@@ -3,78 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import make
+from hub.conftest import User, environment
 from hub.fakehub import FakeHub
 
-UPLOAD = """
-import sys
-from huggingface_hub import HfApi
-api = HfApi()
-for repo, folder in zip(sys.argv[1::2], sys.argv[2::2]):
-    api.create_repo(repo, exist_ok=True)
-    print(api.upload_folder(repo_id=repo, folder_path=folder).oid)
-"""
+SLOW = 1.3  # seconds, more than the user's patience
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    with FakeHub(blobs=tmp_path / "blobs") as server:
-        yield server
-
-
-@pytest.fixture
-def around(hub: FakeHub, tmp_path: Path) -> dict[str, str]:
-    """The environment of a user whose Hub is this server, with a cache of their own."""
-    return {
-        **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": hub.token,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-
-
-def run(command: list[Any], around: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, command)], env={**around, **more}, capture_output=True, text=True, timeout=120
-    )
-
-
-@pytest.fixture
-def published(around: dict[str, str], tmp_path: Path) -> list[str]:
-    """The commits of two models that were uploaded, with files among them that a merge does not need."""
-    folders = [make.model(tmp_path / name, seed) for seed, name in enumerate(("a", "b"))]
-    for folder in folders:
-        (folder / "training_log.csv").write_text("loss\n")
-        (folder / "onnx").mkdir()
-        (folder / "onnx" / "model.onnx").write_bytes(b"x" * 1000)
-    done = run(["-c", UPLOAD, "tester/a", folders[0], "tester/b", folders[1]], around)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
-def test_merge(published: list[str], hub: FakeHub, around: dict[str, str], tmp_path: Path) -> None:
+def test_merge(user: User, hub: FakeHub, tmp_path: Path) -> None:
     """Hub ids merge like folders: only the files that are needed are fetched, revisions are pinned, and offline works after."""
-    first = make.write_json(tmp_path / "r.yml", make.recipe("linear", "tester/a", f"tester/b@{published[1]}"))
-    mark = len(hub.requests)
-    done = run(["-m", "plait", "merge", first, tmp_path / "out"], around)
-    assert done.returncode == 0, done.stderr
-    fetched = {path.split("/")[-1].split("?")[0] for _, path, _ in hub.requests[mark:]}
-    assert "model.safetensors" in fetched
-    assert not {"training_log.csv", "model.onnx"} & fetched
+    published = []
+    for seed, name in enumerate("ab"):
+        folder = make.model(tmp_path / name, seed)
+        (folder / "training_log.csv").write_text("loss\n")
+        (folder / "model.onnx").write_bytes(b"x" * 1000)
+        published.append(hub.publish(f"tester/{name}", folder))
+    path = make.write_json(tmp_path / "r.yml", make.recipe("linear", "tester/a", f"tester/b@{published[1]}"))
+    cache = tmp_path / "cache"
+    user.ok("merge", path, tmp_path / "out", "--transformers-cache", cache)
+    assert "model.safetensors" in hub.fetched()
+    assert not {"training_log.csv", "model.onnx"} & set(hub.fetched())
     facts = json.loads((tmp_path / "out" / "plait_provenance.json").read_text())
     assert [model["revision"] for model in facts["models"]] == published
     assert facts["models"][0]["files"][0]["bytes"] == (tmp_path / "a" / "model.safetensors").stat().st_size
@@ -87,7 +43,9 @@ def test_merge(published: list[str], hub: FakeHub, around: dict[str, str], tmp_p
     assert "https://huggingface.co/tester/a" in front
 
     mark = len(hub.requests)
-    again = run(["-m", "plait", "merge", first, tmp_path / "again"], around, HF_HUB_OFFLINE="1")
+    env = environment(hub.url, tmp_path / "home", HF_HUB_OFFLINE="1")
+    command = [sys.executable, "-m", "plait", "merge", path, tmp_path / "again", "--transformers-cache", cache]
+    again = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
     assert len(hub.requests) == mark
     assert make.hashes(tmp_path / "again") == make.hashes(tmp_path / "out")
@@ -102,18 +60,64 @@ def test_merge(published: list[str], hub: FakeHub, around: dict[str, str], tmp_p
         ("tester/hidden", "no such model, or a private one"),
     ],
 )
-def test_refusals(
-    model: str, words: str, published: list[str], hub: FakeHub, around: dict[str, str], tmp_path: Path
-) -> None:
-    """Missing, private and gated models and missing revisions are told apart, with exit 2, and the token is not shown."""
-    for name in ("tester/locked", "tester/hidden"):
-        assert run(["-c", UPLOAD, name, tmp_path / "a"], around).returncode == 0
+def test_refusals(model: str, words: str, user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """Missing, private and gated models and missing revisions are told apart, at once, with exit 2."""
+    for name in ("a", "locked", "hidden"):
+        hub.publish(f"tester/{name}", make.model(tmp_path / name))
     hub.repo("model", "tester/locked").gated = True
     hub.repo("model", "tester/hidden").private = True
     path = make.write_json(tmp_path / "r.yml", make.recipe("linear", "tester/a", model))
-    stranger = {k: v for k, v in around.items() if k != "HF_TOKEN"}
-    done = run(["-m", "plait", "check", path], stranger)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert hub.token not in done.stderr + done.stdout
+    done = user.plait("check", path, "--transformers-cache", tmp_path / "cache", token=None)
+    assert done.code == 2
+    assert words in done.err
+    assert sum(status >= 400 and "tester" in path for _, path, status in hub.requests) == 1
+    if model == "tester/hidden":
+        user.ok("check", path, "--transformers-cache", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "tries"),
+    [
+        (401, "the Hub does not accept the token (401)", 1),
+        (403, "the Hub refuses access (403)", 1),
+        (404, "the Hub does not have it (404)", 1),
+        (429, "too many requests: the Hub asks to wait (429)", 5),
+        (500, "the Hub has trouble (500)", 5),
+        (503, "the Hub has trouble (503)", 5),
+        ("drop", "cannot be had", 5),
+        (SLOW, "cannot be had", 5),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/models/tester/a", "resolve/.*/config.json", "resolve/.*/model.safetensors"])
+def test_trouble(
+    status: int | str | float, words: str, tries: int, path: str, user: User, hub: FakeHub, tmp_path: Path
+) -> None:
+    """Whatever the Hub answers, and to whatever question, the tries are few and the message names the trouble."""
+    if status == SLOW and "model" not in path.split("/")[-1]:
+        pytest.skip("each try takes a second; one kind of question is enough")
+    hub.publish("tester/a", make.model(tmp_path / "a"))
+    hub.fail(path, status, times=40)
+    done = user.plait("inspect", "tester/a", "--transformers-cache", tmp_path / "cache")
+    assert done.code == 2
+    assert words in done.err
+    assert 40 - hub.faults[0][3] <= 3 * tries
+
+
+@pytest.mark.parametrize("status", [429, 503, "drop", SLOW])
+@pytest.mark.parametrize("stream", [True, False])
+def test_passing_trouble(status: int | str | float, stream: bool, user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """A request that fails for a passing reason is repeated, and the merge has the bytes of an undisturbed one."""
+    for seed, name in enumerate("ab"):
+        hub.publish(f"tester/{name}", make.model(tmp_path / name, seed))
+    user.ok(
+        "merge",
+        make.write_json(tmp_path / "l.yml", make.recipe("linear", tmp_path / "a", tmp_path / "b")),
+        tmp_path / "local",
+    )
+    for path in ("/api/models", "config.json", "model.safetensors"):
+        hub.fail(path, status, times=1, Retry_After="0")
+    recipe = make.write_json(tmp_path / "r.yml", make.recipe("linear", "tester/a", "tester/b"))
+    options = ["--stream"] * stream
+    user.ok("merge", recipe, tmp_path / "out", "--transformers-cache", tmp_path / "cache", *options)
+    assert make.hashes(tmp_path / "out") == make.hashes(tmp_path / "local")
+    assert all(fault[3] == 0 for fault in hub.faults)

@@ -29,6 +29,7 @@ SMALL = 100_000
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 TRIES = 5  # of one request
+DOWNLOADS = 2  # of a file; huggingface_hub repeats what it asks, too
 PAUSE = 0.5  # seconds before the second try; doubled before each further one
 LONGEST_PAUSE = 60.0  # seconds, also where the Hub asks for more
 PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -109,15 +110,6 @@ def look(ref: ModelRef, cache: Path | None = None) -> Repo:
     return Repo(ref, str(info.sha), folder, files, cache)
 
 
-def download(ref: ModelRef, cache: Path | None = None) -> Repo:
-    """The repository with its weights and side files in the cache: safetensors, or *.bin where there are none."""
-    repo = look(ref, cache)
-    weights = [name for name in repo.files if "/" not in name and name.endswith(".safetensors")]
-    weights = weights or [name for name in repo.files if "/" not in name and name.endswith(".bin")]
-    fetch(repo, [*repo.side_files(), *weights])
-    return repo
-
-
 def fetch(repo: Repo, names: Collection[str]) -> None:
     """Get files of the commit into the cache, and compare each with the hash that the Hub has of it; `ModelError` otherwise."""
     missing = repo.lacks(names)
@@ -138,11 +130,11 @@ def _get(repo: Repo, name: str, revision: str | None) -> None:
 
     fresh = not (repo.folder / name).is_file()
     try:
-        path = persist(get)
-        if fresh and path.parent == repo.folder and not _whole(path, repo.files[name]):
+        path = persist(get, DOWNLOADS)
+        if fresh and path.parent == repo.folder and not whole(path, repo.files[name]):
             _forget(path)
-            path = persist(get)
-            if not _whole(path, repo.files[name]):
+            path = persist(get, DOWNLOADS)
+            if not whole(path, repo.files[name]):
                 _forget(path)
                 raise ModelError(
                     f"{name} of {repo.ref} arrived with other bytes than the Hub lists",
@@ -154,7 +146,7 @@ def _get(repo: Repo, name: str, revision: str | None) -> None:
         raise cannot_get(repo.ref, error) from error
 
 
-def _whole(path: Path, file: Published) -> bool:
+def whole(path: Path, file: Published) -> bool:
     """Whether a file has the hash that the Hub lists for it."""
     digest = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     with open(path, "rb") as opened:
@@ -241,13 +233,13 @@ def passing(error: Exception) -> bool:
     return code in PASSING if code else isinstance(error, network_errors())
 
 
-def persist(call: Callable[[], T]) -> T:
-    """What `call` returns; where it fails for a passing reason, it is called again, `TRIES` times in all."""
-    for attempt in range(TRIES):
+def persist(call: Callable[[], T], tries: int = TRIES) -> T:
+    """What `call` returns; where it fails for a passing reason, it is called again, `tries` times in all."""
+    for attempt in range(tries):
         try:
             return call()
         except network_errors() as error:
-            if attempt == TRIES - 1 or not passing(error):
+            if attempt == tries - 1 or not passing(error):
                 raise
             time.sleep(_pause(error, attempt))
     raise AssertionError
@@ -292,12 +284,14 @@ def said(ref: ModelRef, error: BaseException) -> tuple[str, str]:
         return "the Hub does not accept the token (401)", "run hf auth login, or mend HF_TOKEN"
     if code == 403:
         return "the Hub refuses access (403)", "check on its page what your account and token may do"
+    if code == 404:
+        return "the Hub does not have it (404)", "check the spelling; if it is private: hf auth login"
     if code == 429:
         return (
             "too many requests: the Hub asks to wait (429)",
             "try again in some minutes; hf auth login raises the limit",
         )
     if code and code >= 500:
-        return f"the Hub has trouble ({code}), {TRIES} times", "try again later; https://status.huggingface.co"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return re.sub(r"\?\S+", "", first)[:200], "check the network, and try again later"
+        return f"the Hub has trouble ({code}), again and again", "try again later; https://status.huggingface.co"
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return re.sub(r"\?\S+", "", " ".join(lines[:3]))[:200], "check the network, and try again later"

@@ -41,13 +41,22 @@ class Opened:
         there = self.folder is not None and (self.folder / name).is_file()
         return there or (self.repo is not None and name in self.repo.files)
 
-    def shards(self, tensors: Iterable[str]) -> list[str]:
-        """The weight files that reading these tensors would still bring from the Hub."""
-        if self.remote is None or self.repo is None:
-            return []
+    def mark(self, name: str) -> object:
+        """What tells this file from others without looking into it: the Hub's hash, or where it lies; None without one."""
+        if self.repo and name in self.repo.files:
+            return self.repo.files[name]
+        return self.folder if self.has(name) else None
+
+    def missing(self, tensors: Iterable[str]) -> dict[str, int]:
+        """The weight files that reading these tensors would still bring from the Hub: `model: file` -> bytes."""
+        if self.repo is None or self.remote is None:
+            return {}
+        files = self.repo.files
+        return {f"{self.ref}: {name}": files[name].size for name in self.repo.lacks(self._shards(tensors))}
+
+    def _shards(self, tensors: Iterable[str]) -> list[str]:
         # under a view (an adapter, other names) the tensors are others than those in the files
-        direct = self.checkpoint is self.remote
-        return self.repo.lacks(self.remote.shards(tensors if direct else None))
+        return self.remote.shards(tensors if self.checkpoint is self.remote else None) if self.remote else []
 
 
 def open_model(
@@ -70,7 +79,7 @@ def open_model(
         base = open_model(bare, cache=cache, relative_to=relative_to, fetch=fetch)
         return _adapted(ref, base, cache, relative_to, lora_dtype)
     local = local_path(ref.path, relative_to)
-    repo = None if local else (hub.download if fetch else _look)(ref, cache)
+    repo = None if local else _look(ref, cache, planned=not fetch)
     folder = repo.folder if repo else local
     assert folder is not None
     if folder.is_file():
@@ -85,6 +94,8 @@ def open_model(
     if ref.architecture:
         config = {**config, "architectures": [ref.architecture]}
     files = weight_files(folder, repo.files if repo and repo.files else None)
+    if repo and fetch:
+        hub.fetch(repo, [path.name for path in files])
     checkpoint = _remote(repo, files, config) or _weights(files, config)
     check_index(folder, files, checkpoint.specs)
     remote = checkpoint if isinstance(checkpoint, RemoteFiles) else None
@@ -101,15 +112,15 @@ def fetched(opened: Opened, tensors: Iterable[str] | None, side_files: bool) -> 
     if opened.remote is None or tensors is None:
         return opened
     before = opened.remote.local
-    opened.remote.fetch(opened.shards(tensors))
+    opened.remote.fetch(opened._shards(tensors))
     others = tuple(path for path in opened.files if path not in before)  # of an adapter
     return replace(opened, files=(*opened.remote.local, *others))
 
 
-def _look(ref: ModelRef, cache: Path | None) -> hub.Repo:
-    """A repository of which the cache has the small files that planning needs."""
+def _look(ref: ModelRef, cache: Path | None, planned: bool) -> hub.Repo:
+    """A repository of which the cache has the side files; `planned`: only the small ones that planning needs."""
     repo = hub.look(ref, cache)
-    hub.fetch(repo, repo.side_files(planned=True))
+    hub.fetch(repo, repo.side_files(planned))
     return repo
 
 
@@ -131,7 +142,9 @@ def _adapted(ref: ModelRef, base: Opened, cache: Path | None, relative_to: Path 
     assert ref.adapter
     local = local_path(ref.adapter, relative_to)
     named = ModelRef(ref.adapter, ref.adapter_revision)
-    repo = None if local else hub.download(named, cache)
+    repo = None if local else hub.look(named, cache)
+    if repo:
+        hub.fetch(repo, [*repo.side_files(), *(name for name in repo.files if name.startswith("adapter_model."))])
     adapter = open_adapter(repo.folder if repo else Path(str(local)))
     checkpoint = Adapted(base.checkpoint, adapter, dtype)
     return replace(

@@ -59,6 +59,8 @@ def idle(function: Any) -> Any:
 @click.option("--allow-nonfinite", is_flag=True, help="Write NaN and infinity too.")
 @click.option("--hash-inputs", is_flag=True, help="Record the SHA-256 of every input file (reads them once more).")
 @click.option("--stream", is_flag=True, help="Read models on the Hub from there, in parts; no copy in the cache.")
+@click.option("--push", "push_to", metavar="REPO", default=None, help="Send the result to org/name on the Hub.")
+@click.option("--private", is_flag=True, help="With --push: make the repository private.")
 @click.option("-j", "--num-threads", type=click.IntRange(1), default=None, help="Threads.  [default: one a core]")
 @click.option("-v", "--verbose", count=True, help="Say more.")
 @click.option("--quiet/--no-quiet", help="Say nothing but errors.")
@@ -78,6 +80,10 @@ def command(recipe: str, out: str, **options: Any) -> None:
     _show.notes(dict.fromkeys(f"--{name.replace('_', '-')}: {TOLD[name]}" for name in asked), quiet)
     if options["safe_serialization"] is False:
         _show.notes(["--no-safe-serialization: the weights are written as safetensors all the same"], quiet)
+    if options["push_to"]:
+        from plait.publish import ready
+
+        ready(options["push_to"])
     plan = prepared(recipe, options)
     _show.notes(plan.notes, quiet)
     if options["verbose"]:
@@ -109,24 +115,35 @@ def command(recipe: str, out: str, **options: Any) -> None:
         )
     if saved.resumed and not quiet:
         click.echo(f"{saved.resumed} of {saved.tensors} tensors were there from before", err=True)
-    if options["as_json"]:
-        _show.emit_json(
-            {
-                "out": str(saved.out),
-                "files": [path.name for path in saved.files],
-                "tensors": saved.tensors,
-                "bytes": saved.nbytes,
-                "seconds": round(saved.seconds, 3),
-                "resumed": saved.resumed,
-            }
-        )
-    elif not quiet:
+    facts: dict[str, Any] = {
+        "out": str(saved.out),
+        "files": [path.name for path in saved.files],
+        "tensors": saved.tensors,
+        "bytes": saved.nbytes,
+        "seconds": round(saved.seconds, 3),
+        "resumed": saved.resumed,
+    }
+    telling = not quiet and not options["as_json"]
+    if telling:
         speed = (plan.read_nbytes + saved.nbytes) / max(saved.seconds, 1e-9)
         click.echo(
             f"wrote {saved.out}: {saved.tensors} tensors, {_show.size(saved.nbytes)}, "
             f"in {_show.seconds(saved.seconds)} ({_show.size(speed)}/s read and written)"
         )
         click.echo(f"next: AutoModelForCausalLM.from_pretrained({str(saved.out)!r}); the card is {saved.out}/README.md")
+    if options["push_to"]:
+        from plait.cli import push as verb
+        from plait.output.card import rewrite
+        from plait.publish import push
+
+        if options["write_model_card"]:
+            rewrite(saved.out, name=options["push_to"])
+        pushed = push(saved.out, options["push_to"], private=options["private"])
+        facts["pushed"] = verb.facts(pushed)
+        if telling:
+            verb.tell(pushed)
+    if options["as_json"]:
+        _show.emit_json(facts)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ def fetch(plan: Plan, weights: bool = True) -> Plan:
     """
     for inner in plan.nested:  # their models are the same objects that the merges read from
         fetch(inner, weights)
-    reads = _reads(plan)
+    reads = plan.reads()
     donors = {plan.donor, tokenizer_donor(plan)}
     models = [
         replace(model, opened=fetched(model.opened, reads[i] if weights else None, side_files=i in donors))
@@ -30,14 +29,9 @@ def fetch(plan: Plan, weights: bool = True) -> Plan:
 
 def to_fetch(plan: Plan) -> dict[str, int]:
     """Weight files that `fetch` would bring, `model: file` -> bytes."""
-    reads = _reads(plan)
     inside = {name: size for inner in plan.nested for name, size in to_fetch(inner).items()}
-    return inside | {
-        f"{model.ref}: {name}": model.opened.repo.files[name].size
-        for i, model in enumerate(plan.models)
-        if model.opened.repo
-        for name in model.opened.shards(reads[i])
-    }
+    reads = plan.reads()
+    return inside | {name: size for i, m in enumerate(plan.models) for name, size in m.opened.missing(reads[i]).items()}
 
 
 def on_the_hub(opened: Opened) -> Iterator[dict[str, Any]]:
@@ -47,12 +41,3 @@ def on_the_hub(opened: Opened) -> Iterator[dict[str, Any]]:
         if name in opened.repo.lacks([name]):
             file = opened.repo.files[name]
             yield {"name": name, "bytes": file.size, "hub_sha256": file.sha256, "read": "from the Hub, in parts"}
-
-
-def _reads(plan: Plan) -> defaultdict[int, set[str]]:
-    """The tensors that the steps read of each model."""
-    reads: defaultdict[int, set[str]] = defaultdict(set)
-    for step in plan.steps:
-        for source in step.sources():
-            reads[source.model].add(source.name)
-    return reads

@@ -107,6 +107,14 @@ class Plan:
     def spec_of(self, source: Input) -> TensorSpec:
         return self.models[source.model].opened.checkpoint.specs[source.name]
 
+    def reads(self) -> list[frozenset[str]]:
+        """The tensors that the steps read of each model."""
+        found: list[set[str]] = [set() for _ in self.models]
+        for step in self.steps:
+            for source in step.sources():
+                found[source.model].add(source.name)
+        return [frozenset(names) for names in found]
+
     def with_notes(self, notes: Sequence[str]) -> Plan:
         return replace(self, notes=tuple(dict.fromkeys((*notes, *self.notes))))
 

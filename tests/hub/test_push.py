@@ -1,0 +1,173 @@
+"""`plait push`: what arrives, what is sent twice, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import make
+from hub.conftest import User
+from hub.fakehub import FakeHub
+
+NAMES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+
+
+def held(hub: FakeHub, repo: str, revision: str = "main") -> dict[str, bytes]:
+    """Name -> bytes of what the Hub has."""
+    found = hub.repo("model", repo)
+    files = found.commits[found.resolve(revision)]
+    return {name: (hub.blobs / (file["lfs"] or file["oid"])).read_bytes() for name, file in files.items()}
+
+
+def local(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def sent(hub: FakeHub, mark: int = 0) -> list[tuple[str, str, Any]]:
+    """The bodies of large files that were sent since."""
+    return [request for request in hub.requests[mark:] if request[0] == "PUT"]
+
+
+def test_push(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """A push makes the repository and brings every file whole; the second push sends no weights; what is new is."""
+    folder = make.model(tmp_path / "a")
+    done = user.ok("push", folder, "tester/merged", "--private", "--json")
+    facts = json.loads(done.out)
+    assert facts["url"] == f"{hub.url}/tester/merged"
+    assert facts["files"] == NAMES
+    assert held(hub, "tester/merged") == local(folder)
+    assert hub.repo("model", "tester/merged").private
+    mark = len(hub.requests)
+    again = json.loads(user.ok("push", folder, "tester/merged", "--json").out)
+    assert again["commit"] == facts["commit"]
+    assert sent(hub, mark) == []
+    other = make.model(tmp_path / "b", 1, shards=2)
+    (other / ".cache").mkdir()
+    (other / ".cache" / "note").write_text("mine")
+    user.ok("push", other, "tester/merged", "--message", "two shards")
+    assert set(held(hub, "tester/merged")) == {p.name for p in other.iterdir()} - {".cache"}
+    assert hub.repo("model", "tester/merged").log[hub.repo("model", "tester/merged").refs["main"]][0][0] == "two shards"
+
+
+def test_branch_and_pull_request(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """--revision sends to a branch and --create-pr to a pull request; main stays as it was."""
+    hub.publish("tester/merged", make.model(tmp_path / "a"))
+    before = held(hub, "tester/merged")
+    folder = make.model(tmp_path / "b", 1)
+    done = user.ok("push", folder, "tester/merged", "--revision", "try")
+    assert f"{hub.url}/tester/merged/tree/try" in done.out
+    done = user.ok("push", folder, "tester/merged", "--create-pr")
+    assert f"{hub.url}/tester/merged/discussions/1" in done.out
+    assert held(hub, "tester/merged", "try") == local(folder) == held(hub, "tester/merged", "refs/pr/1")
+    assert held(hub, "tester/merged") == before
+
+
+def test_interrupted(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """A connection that drops is taken up within the push; after a push that failed, the next one sends only the rest."""
+    folder = make.model(tmp_path / "a", shards=2)
+    hub.fail("/_lfs/", "drop", times=1, method="PUT")
+    user.ok("push", folder, "tester/one")
+    assert held(hub, "tester/one") == local(folder)
+
+    other = make.model(tmp_path / "b", 1, shards=2)
+    hub.fail("/commit/", 500, times=40, method="POST")
+    failed = user.plait("push", other, "tester/two")
+    assert failed.code == 2
+    assert "the Hub has trouble (500)" in failed.err
+    hub.faults.clear()
+    mark = len(hub.requests)
+    user.ok("push", other, "tester/two")
+    assert sent(hub, mark) == []
+    assert held(hub, "tester/two") == local(other)
+
+
+def test_merge_and_push(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """merge --push publishes the result, whose card names the repository; the token is nowhere in it."""
+    path = make.write_json(
+        tmp_path / "r.yml", make.recipe("linear", *(make.model(tmp_path / n, i) for i, n in enumerate("ab")))
+    )
+    done = user.ok("merge", path, tmp_path / "out", "--push", "tester/merged", "--private", "--json")
+    assert json.loads(done.out)["pushed"]["url"] == f"{hub.url}/tester/merged"
+    there = held(hub, "tester/merged")
+    assert there == local(tmp_path / "out")
+    assert b'from_pretrained("tester/merged")' in there["README.md"]
+    assert not any(hub.token.encode() in data for data in there.values())
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "words"),
+    [
+        ("tester/x y", "hf_test", "is no name for a repository"),
+        ("merged", "hf_test", "names no owner"),
+        ("tester/merged", None, "there is no token for the Hub"),
+        ("tester/merged", "hf_wrong", "the Hub does not accept the token (401)"),
+        ("others/merged", "hf_test", "your token may not write there (403)"),
+        ("others/there", "hf_test", "your token may not write there (403)"),
+    ],
+)
+def test_refusals(repo: str, token: str | None, words: str, user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """Where a push cannot go is said with exit 2, before a merge begins its work where that can be known."""
+    folder = make.model(tmp_path / "a")
+    hub.publish("others/there", folder)
+    hub.read_only.add("others")
+    done = user.plait("push", folder, repo, token=token)
+    assert done.code == 2
+    assert words in done.err
+    if "others" not in repo:
+        path = make.write_json(tmp_path / "r.yml", make.recipe("linear", folder))
+        done = user.plait("merge", path, tmp_path / "out", "--push", repo, token=token)
+        assert done.code == 2
+        assert words in done.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_not_a_model(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """What is not a whole model stays at home: nothing asked of the Hub."""
+    folder = make.model(tmp_path / "a", shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    partial = make.model(tmp_path / "b")
+    (partial / "model.safetensors.partial").write_bytes(b"")
+    short = make.model(tmp_path / "c")
+    (short / "model.safetensors").write_bytes((short / "model.safetensors").read_bytes()[:-1])
+    for out, words in (
+        (tmp_path / "none", "no such directory"),
+        (folder, "lacks 1 of its 2 shards"),
+        (partial, "is not finished"),
+        (short, "is not a whole safetensors file"),
+    ):
+        done = user.plait("push", out, "tester/merged")
+        assert done.code == 2
+        assert words in done.err
+    assert hub.requests == []
+
+
+def test_public_stays_public(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """--private refuses a repository that everybody can see."""
+    hub.publish("tester/merged", make.model(tmp_path / "a"))
+    done = user.plait("push", make.model(tmp_path / "b", 1), "tester/merged", "--private")
+    assert done.code == 2
+    assert "tester/merged is public" in done.err
+    assert held(hub, "tester/merged") == local(tmp_path / "a")
+
+
+def test_other_bytes(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """A push whose bytes changed on the way is not called a success."""
+    folder = make.model(tmp_path / "a")
+    tokenizer = folder / "tokenizer.json"
+    hub.then = ("/commit/main", lambda: tokenizer.write_text(tokenizer.read_text() + " "))
+    done = user.plait("push", folder, "tester/merged")
+    assert done.code == 2
+    assert "1 files on the Hub are not those of" in done.err
+    assert "tokenizer.json" in done.err
+
+
+def test_card_that_the_hub_refuses(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """Front matter that the Hub does not take is named as such."""
+    folder = make.model(tmp_path / "a")
+    (folder / "README.md").write_text("---\nlicense: none of yours\n---\n")
+    done = user.plait("push", folder, "tester/merged")
+    assert done.code == 2
+    assert '"license" must be one of the list' in done.err
