@@ -110,7 +110,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--peer", help="mergekit-yaml of an environment of its own")
     parser.add_argument("--peer-options", default="--lazy-unpickle --no-write-model-card --no-copy-tokenizer")
-    parser.add_argument("--merges", default="linear,slerp,ties,dare_ties,passthrough")
+    parser.add_argument(
+        "--merges",
+        default="linear,linear4,nuslerp,model_stock,karcher,task_arithmetic,slerp,ties,breadcrumbs,sce,dare_ties,della,passthrough",
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=16)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import plait
+from plait.kernels import library
 from plait.methods import registry
 
 HOUSE = Path(plait.__file__).parent
@@ -161,6 +162,25 @@ def test_planning_loads_no_torch(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     )
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.skipif(library() is None, reason="the kernels are not compiled on this machine")
+@pytest.mark.parametrize(
+    "method", ["linear", "karcher", "ties", "breadcrumbs", "sce", "dare_ties", "della", "passthrough"]
+)
+def test_merging_loads_no_torch(method: str, tmp_path: Path) -> None:
+    """With the kernels these methods merge model folders without PyTorch."""
+    models = HOUSE / "demo" / "models"
+    base = "" if method in ("linear", "karcher", "passthrough") else f"base_model: {models}/base\n"
+    names = ["add"] if method == "passthrough" else ["add", "rev"]
+    sources = ", ".join(f"{{model: {models}/{name}}}" for name in names)
+    given = {"karcher": "", "passthrough": "", "sce": "select_topk: 0.5", "linear": "weight: 1"}.get(
+        method, "weight: 1, density: 0.5"
+    )
+    text = f"merge_method: {method}\n{base}parameters: {{{given}}}\nmodels: [{sources}]\n"
+    code = f"import sys, plait\nplait.merge({text!r}).save({str(tmp_path / 'out')!r})\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
