@@ -117,7 +117,7 @@ def _answer(address: str, start: int, count: int, with_token: bool) -> Iterator[
     }
     session: Any = get_session()
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    if hasattr(session, "stream"):
+    if callable(getattr(session, "stream", None)):  # httpx; requests has a flag of that name
         with session.stream("GET", address, headers=headers, timeout=timeout, follow_redirects=True) as response:
             yield response
     else:
