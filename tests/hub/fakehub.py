@@ -270,7 +270,9 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/{'' if kind == 'model' else kind + 's/'}{name}"
         if (kind, name) in self.hub.repos:
             return self.reply({"error": "You already created this model repo", "url": url}, 409)
-        self.hub.repos[kind, name] = Repo(kind, name, "private" in (req.get("visibility"), req.get("private") and "private"))
+        self.hub.repos[kind, name] = Repo(
+            kind, name, "private" in (req.get("visibility"), req.get("private") and "private")
+        )
         self.reply({"url": url, "id": name})
 
     def validate(self):
