@@ -45,7 +45,7 @@ ROOMS = [
         "journal",
         "writer",
         "estimate",
-        "report",
+        "facts",
         "output",
         "merged",
         "prepare",

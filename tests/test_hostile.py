@@ -15,7 +15,7 @@ import make
 import plait
 from plait.cli import main
 from plait.errors import ModelError, PlaitError
-from plait.report import model_json
+from plait.facts import model_json
 
 
 @pytest.mark.parametrize("name", hostile.ALL)

@@ -13,7 +13,7 @@ import make
 from plait import methods
 from plait.cli import main
 from plait.errors import PlanError
-from plait.report import bibtex
+from plait.facts import bibtex
 
 METHOD = '''"""Keep the first model.
 

@@ -17,8 +17,8 @@ import make
 import plait
 from plait.errors import PlaitError, PlanError, Problems
 from plait.estimate import estimate
+from plait.facts import plan_json
 from plait.plan import Plan
-from plait.report import plan_json
 from plait.testing.checkpoints import same
 
 Q0, Q1 = (f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2))

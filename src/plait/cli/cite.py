@@ -13,10 +13,10 @@ def command(recipes: tuple[str, ...], files: tuple[str, ...]) -> None:
     from plait import fit
     from plait.bricks import bricks
     from plait.errors import raise_all
+    from plait.facts import bibtex
     from plait.method import Declared
     from plait.methods import load, registry
     from plait.recipe import kinds
-    from plait.report import bibtex
 
     for file in files:
         load(file)

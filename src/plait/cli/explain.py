@@ -17,7 +17,7 @@ from plait.cli._options import planning, prepared
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def command(recipe: str, tensor: str, as_json: bool, **options: Any) -> None:
     """Explain how RECIPE makes the one output TENSOR, and which line gave each value."""
-    from plait.report import step_json
+    from plait.facts import step_json
 
     plan = prepared(recipe, options)
     step = plan.step(tensor)

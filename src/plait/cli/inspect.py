@@ -17,7 +17,7 @@ def command(model: str, cache: str | None, as_json: bool) -> None:
 
     from plait.arch import infer
     from plait.checkpoint.source import open_model
-    from plait.report import model_json
+    from plait.facts import model_json
     from plait.strands import Model
     from plait.types import ModelRef
 

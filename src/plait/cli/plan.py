@@ -18,7 +18,7 @@ from plait.cli._options import planning, prepared
 def command(recipe: str, as_json: bool, num_threads: int | None, **options: Any) -> None:
     """Show how RECIPE makes every output tensor: sources, method, parameters, shard; and bytes, memory, time."""
     from plait.estimate import estimate
-    from plait.report import plan_json, values
+    from plait.facts import plan_json, values
 
     plan = prepared(recipe, options)
     cost = estimate(plan, num_threads)
