@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -83,3 +83,79 @@ def prepared(recipe: Any, options: dict[str, Any]) -> Any:
         cache=options.pop("cache"),
         lora_merge_dtype=options.pop("lora_merge_dtype"),
     )
+
+
+def saving(function: F) -> F:
+    """What every verb that writes a merge takes."""
+    for option in reversed(
+        (
+            click.option(
+                "--copy-tokenizer/--no-copy-tokenizer", default=True, help="Tokenizer files into OUT.  [default: yes]"
+            ),
+            click.option(
+                "--write-model-card/--no-write-model-card", default=True, help="README.md into OUT.  [default: yes]"
+            ),
+            click.option("--force", is_flag=True, help="Replace the model that is in OUT."),
+            click.option("--allow-nonfinite", is_flag=True, help="Write NaN and infinity too."),
+            click.option(
+                "--hash-inputs", is_flag=True, help="Record the SHA-256 of every input file (reads them once more)."
+            ),
+            click.option(
+                "--stream", is_flag=True, help="Read models on the Hub from there, in parts; no copy in the cache."
+            ),
+            click.option(
+                "-j", "--num-threads", type=click.IntRange(1), default=None, help="Threads.  [default: one a core]"
+            ),
+            click.option("-v", "--verbose", count=True, help="Say more."),
+            click.option("--quiet/--no-quiet", help="Say nothing but errors."),
+            click.option("--json", "as_json", is_flag=True, help="The closing facts as JSON."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def saved_how(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `saving` as `Merge.save` takes them."""
+    return {
+        "force": options["force"],
+        "threads": options["num_threads"],
+        "copy_tokenizer": options["copy_tokenizer"],
+        "card": options["write_model_card"],
+        "hash_inputs": options["hash_inputs"],
+        "allow_nonfinite": options["allow_nonfinite"],
+        "stream": options["stream"],
+    }
+
+
+#: options of mergekit-yaml that have nothing left to do here: (spelling, takes a value)
+IDLE = (
+    ("--lora-merge-cache", True),
+    ("--device", True),
+    ("--cuda/--no-cuda", False),
+    ("--low-cpu-memory/--no-low-cpu-memory", False),
+    ("--read-to-gpu/--no-read-to-gpu", False),
+    ("--multi-gpu/--no-multi-gpu", False),
+    ("--gpu-rich/--no-gpu-rich", False),
+    ("--clone-tensors/--no-clone-tensors", False),
+    ("--trust-remote-code/--no-trust-remote-code", False),
+    ("--lazy-unpickle/--no-lazy-unpickle", False),
+    ("--safe-serialization/--no-safe-serialization", False),
+    ("--async-write/--no-async-write", False),
+    ("--write-threads", True),
+)
+#: of these, the ones whose absence a user would want to hear of
+TOLD = {
+    "device": "plait computes on the CPU",
+    "cuda": "plait computes on the CPU",
+    "multi_gpu": "plait computes on the CPU",
+    "gpu_rich": "plait computes on the CPU",
+    "trust_remote_code": "no code of a model is ever run",
+}
+
+
+def idle(function: Any) -> Any:
+    for spelling, valued in reversed(IDLE):
+        kind: dict[str, Any] = {"type": str, "metavar": "X"} if valued else {"default": None}
+        function = click.option(spelling, help="Nothing to do.", **kind)(function)
+    return function
