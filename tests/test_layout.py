@@ -29,6 +29,8 @@ shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 tensors = st.builds(TensorSpec, st.sampled_from([code for code in DTYPES if code != "F4"]), shapes)
 specs = st.dictionaries(names.filter(lambda n: n != "__metadata__"), tensors, max_size=12)
 sizes = st.integers(1, 400)
+#: what decides the bytes, for the journal
+KEY = {"recipe": "none"}
 laws = options(deadline=None, max_examples=150)
 
 
@@ -119,10 +121,12 @@ def test_written(size: int, tmp_path: Path) -> None:
     shards = layout(specs, size)
     pieces = [(name, row) for name, spec in specs.items() for row in range(0, spec.matrix[0], 2)]
     random.Random(0).shuffle(pieces)
-    with Writer(tmp_path / "out", shards, specs) as writer:
+    with Writer(tmp_path / "out", shards, specs, KEY) as writer:
         for name, row in pieces:
             writer.write(name, row, made[name].reshape(specs[name].matrix)[row : row + 2])
         files = writer.finish()
+        writer.close(files)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(shard.filename for shard in shards)
     assert [file.name for file in files] == [shard.filename for shard in shards]
     found = {}
     for file, shard in zip(files, shards, strict=True):
@@ -135,22 +139,22 @@ def test_written(size: int, tmp_path: Path) -> None:
 
 
 def test_writer_left_early(tmp_path: Path) -> None:
-    """A writer that is left without `finish` leaves nothing: no file, no directory that it made, and nothing else changed."""
+    """A writer left before a tensor is finished leaves nothing: no file, no journal, no directory of its own, nothing changed."""
     specs = {"x": TensorSpec("F32", (4, 2))}
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "notes.txt").write_text("mine")
     for out in (tmp_path / "new" / "out", tmp_path / "there"):
-        with Writer(out, layout(specs), specs) as writer:
+        with Writer(out, layout(specs), specs, KEY) as writer:
             writer.write("x", 0, torch.ones(2, 2))
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["there", "there/notes.txt"]
 
 
 def test_writer_that_cannot_finish(tmp_path: Path) -> None:
-    """Where a name cannot be given the error is an `OutputError`, and neither half-written nor renamed shards stay."""
+    """Where a name cannot be given the error is an `OutputError`, and neither shards nor a journal stay."""
     specs = {"x": TensorSpec("F32", (4, 2)), "y": TensorSpec("F32", (4, 2))}
     out = tmp_path / "out"
     obstacle = out / "model-00002-of-00002.safetensors" / "notes.txt"
-    with Writer(out, layout(specs, 32), specs) as writer:
+    with Writer(out, layout(specs, 32), specs, KEY) as writer:
         obstacle.parent.mkdir()
         obstacle.write_text("mine")
         with pytest.raises(OutputError):
@@ -159,11 +163,12 @@ def test_writer_that_cannot_finish(tmp_path: Path) -> None:
 
 
 def test_open_descriptors(tmp_path: Path) -> None:
-    """Files are closed at the end, also of a writer that failed."""
+    """One file is open for each shard, and one for the journal; all are closed at the end, also of a writer that was left."""
     specs = {name: TensorSpec("F32", (4, 2)) for name in "xyz"}
     before = len(os.listdir("/dev/fd"))
-    with Writer(tmp_path / "a", layout(specs, 32), specs):
-        assert len(os.listdir("/dev/fd")) == before + 3
-    with Writer(tmp_path / "b", layout(specs, 32), specs) as writer:
-        writer.finish()
+    with Writer(tmp_path / "a", layout(specs, 32), specs, KEY):
+        assert len(os.listdir("/dev/fd")) == before + 3 + 1
+    assert len(os.listdir("/dev/fd")) == before
+    with Writer(tmp_path / "b", layout(specs, 32), specs, KEY) as writer:
+        writer.close(writer.finish())
     assert len(os.listdir("/dev/fd")) == before

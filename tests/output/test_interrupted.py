@@ -97,12 +97,100 @@ def test_resume(share: float, merge: Merge, tmp_path: Path) -> None:
     assert not list(out.glob("*.partial"))
 
 
+def other_weights(a: Path, b: Path) -> Merge:
+    return plait.merge(make.recipe("linear", a, b, parameters={"weight": 0.25}), shard_size=2000)
+
+
+def other_seed(a: Path, b: Path) -> Merge:
+    return plait.merge(make.recipe("linear", a, b), shard_size=2000, seed=3)
+
+
+def other_shards(a: Path, b: Path) -> Merge:
+    return plait.merge(make.recipe("linear", a, b), shard_size=3000)
+
+
+def other_input(a: Path, b: Path) -> Merge:
+    make.model(b, 9)
+    return plait.merge(make.recipe("linear", a, b), shard_size=2000)
+
+
+CHANGES = {other_weights: "recipe", other_seed: "seed (was 0, is 3)", other_shards: "shard_size", other_input: "/b"}
+
+
+def times(out: Path) -> dict[str, tuple[int, int]]:
+    """File name -> its inode and when it was written."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in [out, *sorted(out.iterdir())]}
+
+
 def test_nothing_to_resume(merge: Merge, tmp_path: Path) -> None:
-    """`resume` of a merge that never began begins it; that of one that is done is refused, and the model left alone."""
-    out = merge.save(tmp_path / "out", resume=True).out
+    """`resume` of a merge that never began begins it; that of one that is whole says so and touches nothing."""
+    saved = merge.save(tmp_path / "out", resume=True)
+    assert not saved.untouched
+    before = make.hashes(saved.out, "*"), times(saved.out)
+    again = merge.save(saved.out, resume=True)
+    assert again.untouched
+    assert again.resumed == again.tensors == 21
+    assert {*again.files} <= {*saved.files}
+    assert (make.hashes(saved.out, "*"), times(saved.out)) == before
+
+
+def test_whole_with_new_words(merge: Merge, tmp_path: Path) -> None:
+    """A card with scores or words of somebody's own is no reason to refuse `resume` of a merge that is whole."""
+    out = merge.save(tmp_path / "out").out
+    (out / "README.md").write_text("mine")
+    assert merge.save(out, resume=True).untouched
+    assert (out / "README.md").read_text() == "mine"
+
+
+def damage_tensor(out: Path) -> None:
+    rewrite(max(out.glob("*.safetensors"), key=lambda p: p.stat().st_size))
+
+
+def other_config(out: Path) -> None:
+    (out / "config.json").write_text((out / "config.json").read_text() + " ")
+
+
+def lost_shard(out: Path) -> None:
+    next(out.glob("*.safetensors")).unlink()
+
+
+def lost_tokenizer(out: Path) -> None:
+    (out / "tokenizer.json").unlink()
+
+
+def other_provenance(out: Path) -> None:
+    make.write_json(out / "plait_provenance.json", [1])
+
+
+def newer_input(out: Path) -> None:
+    path = out.parent / "a" / "model.safetensors"
+    os.utime(path, ns=(0, (out / "plait_provenance.json").stat().st_mtime_ns + 10**9))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [damage_tensor, other_config, lost_shard, lost_tokenizer, other_provenance, newer_input],
+    ids=lambda f: f.__name__,
+)
+def test_not_quite_whole(change: Callable[[Path], None], merge: Merge, tmp_path: Path) -> None:
+    """`resume` of a finished merge with anything that is not as it was is refused, and the folder left alone."""
+    out = merge.save(tmp_path / "out").out
+    change(out)
     before = make.hashes(out, "*")
     with pytest.raises(OutputError, match="not empty"):
         merge.save(out, resume=True)
+    assert make.hashes(out, "*") == before
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_another_merge_is_whole(
+    change: Callable[[Path, Path], Merge], models: tuple[Path, Path], merge: Merge, tmp_path: Path
+) -> None:
+    """`resume` where another recipe's, seed's, layout's or input's merge is whole is refused, and the model left alone."""
+    out = merge.save(tmp_path / "out").out
+    before = make.hashes(out, "*")
+    with pytest.raises(OutputError, match="not empty"):
+        change(*models).save(out, resume=True)
     assert make.hashes(out, "*") == before
 
 
@@ -177,26 +265,6 @@ def test_damage(damage: Callable[[Path], None], merge: Merge, tmp_path: Path) ->
     damage(out)
     merge.save(out, resume=True)
     assert make.hashes(out, "*") == expected
-
-
-def other_weights(a: Path, b: Path) -> Merge:
-    return plait.merge(make.recipe("linear", a, b, parameters={"weight": 0.25}), shard_size=2000)
-
-
-def other_seed(a: Path, b: Path) -> Merge:
-    return plait.merge(make.recipe("linear", a, b), shard_size=2000, seed=3)
-
-
-def other_shards(a: Path, b: Path) -> Merge:
-    return plait.merge(make.recipe("linear", a, b), shard_size=3000)
-
-
-def other_input(a: Path, b: Path) -> Merge:
-    make.model(b, 9)
-    return plait.merge(make.recipe("linear", a, b), shard_size=2000)
-
-
-CHANGES = {other_weights: "recipe", other_seed: "seed (was 0, is 3)", other_shards: "shard_size", other_input: "/b"}
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)

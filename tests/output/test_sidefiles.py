@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import make
 import plait
 from plait.errors import PlanError
-from plait.output.provenance import fingerprint
+from plait.output.hashes import fingerprint
 from plait.output.templates import NAMED
 
 TEMPLATE = "{% for m in messages %}<<{{ m.content }}>>{% endfor %}"

@@ -48,9 +48,11 @@ def save(plan: Any, out: str, options: Mapping[str, Any], **more: Any) -> Any:
     _fetching(plan, options["stream"], quiet)
     with _hint(out), _show.progress(plan.nbytes, "merging", quiet) as tell:
         saved = Merge(plan).save(out, progress=tell, **{**saved_how(options), "threads": threads, **more})
-    if saved.resumed and not quiet:
+    if saved.untouched and not quiet:
+        click.echo(f"{saved.out} holds this merge already, whole: every hash is right; nothing was written", err=True)
+    elif saved.resumed and not quiet:
         click.echo(f"{saved.resumed} of {saved.tensors} tensors were there from before", err=True)
-    if not quiet and not options["as_json"]:
+    if not (quiet or options["as_json"] or saved.untouched):
         speed = (plan.read_nbytes + saved.nbytes) / max(saved.seconds, 1e-9)
         click.echo(
             f"wrote {saved.out}: {saved.tensors} tensors, {_show.size(saved.nbytes)}, "

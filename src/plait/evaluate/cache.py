@@ -36,7 +36,7 @@ def file_digest(path: Path) -> str:
     stat = path.stat()
     if stat.st_size <= WHOLE:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    from plait.output.provenance import fingerprint
+    from plait.output.hashes import fingerprint
 
     return digest(fingerprint(path), stat.st_mtime_ns)
 

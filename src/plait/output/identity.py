@@ -30,6 +30,22 @@ def options(plan: Plan) -> dict[str, Any]:
 
 def key(plan: Plan, facts: Mapping[str, Any], stamps: Stamps) -> dict[str, Any]:
     """The journal's key: equal keys mean equal bytes. `facts`: the provenance. Each part is named in the error for a change."""
+    times: dict[str, list[int | None]] = {}
+    for model in plan.models:
+        times[str(model.ref)] = [(stamp := stamps.get(path)) and stamp[2] for path in model.opened.files]
+    return {
+        "recipe": hashlib.sha256(plan.recipe.text.encode("utf-8", "surrogatepass")).hexdigest(),
+        "tensors": facts["plan"],
+        "seed": plan.seed,
+        "options": facts["options"],
+        "model": {m["model"]: [m["revision"], m["fingerprint"], times[m["model"]]] for m in facts["models"]},
+        "methods": facts["methods"],
+        "versions": {"plait": facts["plait"], **facts["versions"]},
+    }
+
+
+def digest(plan: Plan) -> str:
+    """SHA-256 of what is done to every tensor, and of where it is written."""
     digest = hashlib.sha256()
     for step in plan.steps:
         method = step.method.name if step.method else None
@@ -37,21 +53,10 @@ def key(plan: Plan, facts: Mapping[str, Any], stamps: Stamps) -> dict[str, Any]:
         digest.update(_ADDRESS.sub("", repr(made)).encode("utf-8", "surrogatepass"))
     for shard in plan.shards:
         digest.update(shard.filename.encode() + shard.header)
-    times: dict[str, list[int | None]] = {}
-    for model in plan.models:
-        times[str(model.ref)] = [(stamp := stamps.get(path)) and stamp[2] for path in model.opened.files]
-    return {
-        "recipe": hashlib.sha256(plan.recipe.text.encode("utf-8", "surrogatepass")).hexdigest(),
-        "tensors": digest.hexdigest(),
-        "seed": plan.seed,
-        "options": facts["options"],
-        "model": {m["model"]: [m["revision"], m["fingerprint"], times[m["model"]]] for m in facts["models"]},
-        "methods": _own_methods(plan),
-        "versions": {"plait": facts["plait"], **facts["versions"]},
-    }
+    return digest.hexdigest()
 
 
-def _own_methods(plan: Plan) -> dict[str, str]:
+def own_methods(plan: Plan) -> dict[str, str]:
     """Methods that are not plait's: name -> SHA-256 of the file that they are in."""
     used = {step.method.name: step.method for step in plan.steps if step.method}
     files = {name: Path(inspect.getsourcefile(method.function) or "") for name, method in used.items()}

@@ -10,7 +10,9 @@ import yaml
 
 LIMIT = 65_536  # bytes of a front matter; real ones have a few hundred
 MOST = 100  # entries of a list
+DEPTH = 16  # levels; real ones have six, and a reader's time may grow with entries times levels
 _KEYS = ("license", "license_name", "pipeline_tag")
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LISTS = ("language", "base_model")
 
 
@@ -37,13 +39,20 @@ def front_matter(card: Path) -> Mapping[str, Any]:
     if not text.startswith("---\n") or not end:
         return {}
     try:
-        # aliases let a small text stand for a huge one
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(head, Loader=yaml.SafeLoader)):
-            return {}
-        data = yaml.safe_load(head)
+        data = yaml.load(head, _Loader) if _small(head) else {}
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _small(text: str) -> bool:
+    """Whether the YAML has no aliases, which let a small text stand for a huge one, and few levels."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):  # events come one by one, as they are read
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEPTH:
+            return False
+    return True
 
 
 def _text(value: object) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -15,14 +14,13 @@ from plait.checkpoint.source import Opened, local_path
 from plait.errors import ModelError
 from plait.methods import registry
 from plait.output.depths import stacking, values
+from plait.output.hashes import fingerprint, sha256
 from plait.output.inputs import on_the_hub
 from plait.output.parents import stated
 from plait.plan import Plan
 from plait.types import DTYPES
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SAMPLES = 64
-SAMPLE = 4096  # bytes
 
 
 def provenance(plan: Plan, hash_inputs: bool = False, chat_template: bool = False) -> dict[str, Any]:
@@ -81,7 +79,7 @@ def _file(opened: Opened, path: Path, hash_inputs: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": path.name, "bytes": path.stat().st_size, "fingerprint": fingerprint(path)}
     facts |= {"hub_sha256": listed.sha256} if listed and listed.sha256 else {}
     if hash_inputs:
-        facts["sha256"] = _sha256(path)
+        facts["sha256"] = sha256(path)
         if facts.get("hub_sha256", facts["sha256"]) != facts["sha256"]:
             raise ModelError(
                 f"{path.name} of {opened.ref} in the cache is not the file that the Hub has",
@@ -96,27 +94,3 @@ def _together(opened: Opened) -> str:
     """One short fingerprint of all weight files."""
     streamed = [str(file["hub_sha256"]) for file in on_the_hub(opened)]
     return hashlib.sha256("".join([*map(fingerprint, opened.files), *streamed]).encode()).hexdigest()[:12]
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file's size, its first and last 4096 bytes, and 62 blocks of 4096 bytes spread evenly between them.
-
-    It tells a changed file from an unchanged one in milliseconds; it is no proof against a forger, as `sha256` is.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for i in range(SAMPLES):
-            file.seek(max(0, size - SAMPLE) * i // (SAMPLES - 1))
-            digest.update(file.read(SAMPLE))
-    return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -13,10 +13,11 @@ from plait.errors import OutputError
 from plait.journal import HASH, NAME, refuse_leftover
 from plait.layout import index_json
 from plait.output.card import card, title
-from plait.output.identity import key, options, refuse_changed, stamps
+from plait.output.identity import digest, key, options, own_methods, refuse_changed, stamps
 from plait.output.inputs import fetch
 from plait.output.provenance import provenance
 from plait.output.sidefiles import clear, side_files
+from plait.output.whole import PROVENANCE, finished, json_text
 from plait.plan import Plan
 from plait.run import Progress, run
 from plait.writer import Writer, check_output, reserved
@@ -32,6 +33,7 @@ class Saved:
     nbytes: int  # of the shards
     seconds: float
     resumed: int = 0  # tensors that were there from before
+    untouched: bool = False  # it was whole already, and nothing was written
 
 
 def save(
@@ -51,20 +53,29 @@ def save(
     """Run the plan into the directory `out`; raises before any work where it can, and leaves no half-written model behind.
 
     Models on the Hub are brought into the cache first; with `stream` their weights are read from the Hub in parts. What a merge
-    that stopped has finished for good stays in `out`, and `resume` goes on from there.
+    that stopped has finished for good stays in `out`, and `resume` goes on from there, or finds this very merge whole.
     """
     begun = time.monotonic()
     refuse_leftover(out, len(plan.steps), force, resume)
-    check_output(
-        out, plan.nbytes - reserved(out, plan.shards), _inputs(plan), force or (resume and (out / NAME).exists())
-    )
+    begins = force or (resume and (out / NAME).exists())
+    perhaps = resume and not begins and (out / PROVENANCE).is_file()  # this merge, whole
+    space = plan.nbytes - reserved(out, plan.shards)
+    check_output(out, space, _inputs(plan), begins or perhaps)
     plan = fetch(plan, weights=not stream)
     beside = side_files(plan, copy_tokenizer)
     facts = {**provenance(plan, hash_inputs, beside.chat_template), "side_files": dict(beside.origins)}
     text = card(facts, title(out)) if write_card else None
     choices = {"copy_tokenizer": copy_tokenizer, "write_card": write_card, "allow_nonfinite": allow_nonfinite}
-    facts["options"] = {**options(plan), **choices}
+    facts |= {"options": {**options(plan), **choices}, "plan": digest(plan), "methods": own_methods(plan)}
+    texts = _texts(plan)
+    facts["output"]["files"] = beside.hashes() | {
+        name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()
+    }
     before = stamps(plan)
+    if perhaps and finished(out, facts, before):
+        files = [out / name for name in (*facts["output"]["shards"], *facts["output"]["files"], PROVENANCE)]
+        return Saved(out, tuple(files), len(plan.steps), plan.nbytes, time.monotonic() - begun, len(plan.steps), True)
+    check_output(out, space, _inputs(plan), begins)
     with Writer(out, plan.shards, plan.specs, key(plan, facts, before), resume=resume, force=force) as writer:
         if progress:
             progress(sum(plan.specs[name].nbytes for name in writer.kept))
@@ -76,17 +87,14 @@ def save(
             writer.discard = False
         kept = len(writer.kept)
         files = writer.finish(before=lambda: clear(out))
+        last = texts.pop("config.json", None)
+        facts["output"] |= {"hash": HASH, "hashes": {name: writer.hashes[name] for name in plan.specs}}
+        texts[PROVENANCE] = json_text(facts)
+        texts |= {"README.md": text} if text is not None else {}
+        texts |= {"config.json": last} if last is not None else {}
         try:
-            if len(plan.shards) > 1:
-                files.append(_write(out / "model.safetensors.index.json", index_json(plan.specs, plan.shards)))
             files += beside.write(out)
-            files.append(_write(out / "plait_config.yml", plan.recipe.text))
-            facts["output"] |= {"hash": HASH, "hashes": {name: writer.hashes[name] for name in plan.specs}}
-            files.append(_write(out / "plait_provenance.json", _json(facts)))
-            if text is not None:
-                files.append(_write(out / "README.md", text))
-            if plan.config:
-                files.append(_write(out / "config.json", _json(plan.config)))
+            files += [_write(out / name, text) for name, text in texts.items()]
         except OSError as error:
             raise OutputError(
                 f"writing to {out} failed after the weights",
@@ -98,6 +106,16 @@ def save(
     return Saved(out, tuple(files), len(plan.steps), plan.nbytes, time.monotonic() - begun, kept)
 
 
+def _texts(plan: Plan) -> dict[str, str]:
+    """What is written beside the weights by the plan alone: index, recipe, config."""
+    several = len(plan.shards) > 1
+    return {
+        **({"model.safetensors.index.json": index_json(plan.specs, plan.shards)} if several else {}),
+        "plait_config.yml": plan.recipe.text,
+        **({"config.json": json_text(plan.config)} if plan.config else {}),
+    }
+
+
 def _inputs(plan: Plan) -> Iterator[Path]:
     """Every folder and file that the models are read from."""
     for model in plan.models:
@@ -105,10 +123,6 @@ def _inputs(plan: Plan) -> Iterator[Path]:
         if (folder := model.opened.folder) and folder.is_dir():
             yield folder
             yield from (path for path in folder.iterdir() if path.is_file())
-
-
-def _json(data: object) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def _write(path: Path, text: str) -> Path:

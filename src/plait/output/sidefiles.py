@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 from plait.checkpoint.directory import read_json
 from plait.checkpoint.source import Opened
 from plait.errors import ModelError, PlanError
+from plait.output.hashes import sha256
 from plait.output.templates import NAMED, syntax
 from plait.plan import Plan
 
@@ -74,6 +76,12 @@ class SideFiles:
         if "chat_template.jinja" in (names := {*self.copied, *self.texts}) or "chat_template.json" in names:
             return True
         return bool(_settings(self.copied, self.texts, "tokenizer_config.json").get("chat_template"))
+
+    def hashes(self) -> dict[str, str]:
+        """Name in the output -> SHA-256 of what is written there."""
+        return {name: sha256(path) for name, path in self.copied.items()} | {
+            name: hashlib.sha256(text.encode()).hexdigest() for name, text in self.texts.items()
+        }
 
     def write(self, out: Path) -> list[Path]:
         for name, path in self.copied.items():

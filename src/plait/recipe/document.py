@@ -20,6 +20,7 @@ from plait.recipe.damage import damage, short
 MAX_BYTES = 1 << 20
 MAX_ITEMS = 100_000
 MAX_DEPTH = 64
+MAX_DIGITS = 100
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
@@ -204,6 +205,8 @@ class _Tree:
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         try:
+            if node.tag in (_TAG + "int", _TAG + "float") and len(node.value) > MAX_DIGITS:
+                raise ValueError  # it would take long to read, and longer to print
             return self.scalars.yaml_constructors[node.tag](self.scalars, node)
         except (ValueError, yaml.YAMLError, KeyError, OverflowError):
             self._problem(node, f"{short(node.value)} cannot be read as a {node.tag.split(':')[-1]}", do="quote it")

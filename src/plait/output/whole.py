@@ -1,0 +1,51 @@
+"""Is a model directory whole? Its provenance holds a hash of each tensor and of each file beside the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plait.checkpoint.directory import SafetensorsFiles, weight_files
+from plait.errors import PlaitError
+from plait.journal import HASH, digest
+from plait.output.hashes import sha256
+from plait.output.identity import Stamps
+
+PROVENANCE = "plait_provenance.json"
+
+
+def tensor_hashes(folder: Path) -> dict[str, str]:
+    """The hash of the bytes of every tensor, as a provenance has it; raises `ModelError` for weights that cannot be read."""
+    found = SafetensorsFiles(weight_files(folder), {})
+    hashes: dict[str, str] = {}
+    for name, extent in found.extents.items():
+        with open(extent.path, "rb", buffering=0) as file:
+            hashes[name] = digest(file.fileno(), extent.offset, extent.spec.nbytes)
+    return hashes
+
+
+def finished(out: Path, facts: Mapping[str, Any], before: Stamps) -> bool:
+    """Whether `out` holds, whole, the very merge that would have the provenance `facts`, but for the hashes of its tensors.
+
+    Inputs that were written to since count as others, also where their fingerprints are the same.
+    """
+    try:
+        path = out / PROVENANCE
+        text, written = path.read_text("utf-8"), path.stat().st_mtime_ns
+        output = json.loads(text)["output"]
+        expected = {**facts, "output": {**facts["output"], "hash": HASH, "hashes": output["hashes"]}}
+        return (
+            text == json_text(expected)
+            and all(stamp is not None and stamp[2] <= written for stamp in before.values())
+            and all(sha256(out / name) == hashed for name, hashed in output["files"].items())
+            and tensor_hashes(out) == output["hashes"]
+        )
+    except (OSError, PlaitError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def json_text(data: object) -> str:
+    """JSON as plait writes it."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
