@@ -70,9 +70,9 @@ def stopped(merge: Merge, out: Path, share: float = 0.5) -> Path:
 
 
 def test_stopped_at_fifty_points(tmp_path: Path) -> None:
-    """SIGKILL, SIGINT and SIGTERM at 50 points over the run: resumed, every file has the bytes of an undisturbed run."""
+    """SIGKILL, SIGINT and SIGTERM at 50 points of the run: resumed, every file has an undisturbed run's bytes."""
     done = subprocess.run(
-        [sys.executable, HERE / "interrupt.py", tmp_path, "50"],
+        [sys.executable, HERE / "interrupt.py", tmp_path, "52"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -80,7 +80,7 @@ def test_stopped_at_fifty_points(tmp_path: Path) -> None:
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
     assert found["wrong"] == []
-    assert sum(n for name, n in found["hits"].items() if name != "too late") >= 45
+    assert sum(found["hits"][name] for name in ("SIGKILL", "SIGINT", "SIGTERM")) >= 50
     assert any(found["taken up"])
 
 
