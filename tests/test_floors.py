@@ -49,6 +49,7 @@ ROOMS = [
         "output",
         "merged",
         "prepare",
+        "multi",
         "publish",
         "front",
         "evaluate",

@@ -83,6 +83,7 @@ class Merge:
         progress: Progress | None = None,
         stream: bool = False,
         resume: bool = False,
+        stage: str | None = None,
     ) -> Saved:
         """Write the model directory `out`: shards, index, config, tokenizer and side files, card, recipe, provenance.
 
@@ -90,6 +91,7 @@ class Merge:
         input file; `allow_nonfinite` writes NaN and infinity too; `progress` is told the bytes done since its last call.
         `stream`: the weights of models on the Hub are read from there in parts, and not kept on this disk.
         `resume` goes on where a merge into `out` stopped; raises `OutputError` when it was a merge of something else.
+        `stage`: the name under which a later run may know it again (`plait.multi`).
         """
         return save(
             self.plan,
@@ -103,6 +105,7 @@ class Merge:
             progress=progress,
             stream=stream,
             resume=resume,
+            stage=stage,
         )
 
     def to_transformers(self) -> Any:

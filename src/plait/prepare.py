@@ -13,7 +13,7 @@ from typing import Any
 from plait import arch, fit
 from plait.align import aligned
 from plait.checkpoint import notes as notes_of
-from plait.checkpoint.source import Opened, fetched, local_path, open_model
+from plait.checkpoint.source import Opened, adapted, fetched, local_path, open_model
 from plait.errors import PlaitError, Problems, RecipeError, Where, raise_all
 from plait.layout import SHARD_SIZE
 from plait.merged import Merge
@@ -26,6 +26,8 @@ from plait.types import CODES, DTYPES, MERGEABLE, ModelRef
 from plait.vocabulary.shared import one_vocabulary, unlike
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
+#: what a stage's name stands for: a recipe that is streamed, or the folder of one that has been written
+Stage = Recipe | Path
 
 
 def prepare(
@@ -39,8 +41,12 @@ def prepare(
     expert_layout: str | None = None,
     cache: str | os.PathLike[str] | None = None,
     lora_merge_dtype: str | None = None,
+    stages: Mapping[str, Stage] | None = None,
 ) -> Plan:
-    """Read and check a recipe, open its models (headers only), and plan the merge; raises every problem that is found."""
+    """Read and check a recipe, open its models (headers only), and plan the merge; raises every problem that is found.
+
+    `stages` are names that stand for recipes, or for folders; by default those of the other documents in the same file.
+    """
     with _many_small_records():
         return _prepared(
             source,
@@ -48,6 +54,7 @@ def prepare(
             Options(shard_size, allow_crimes, truncate_embeddings, seed, expert_layout, lora_merge_dtype, lenient),
             cache,
             lora_merge_dtype,
+            stages,
         )
 
 
@@ -57,12 +64,14 @@ def _prepared(
     options: Options,
     cache: str | os.PathLike[str] | None,
     lora_merge_dtype: str | None,
+    given: Mapping[str, Stage] | None,
 ) -> Plan:
-    recipe, stages = (source, {}) if isinstance(source, Recipe) else _recipe(source, lenient)
+    recipe, beside = (source, {}) if isinstance(source, Recipe) else _recipe(source, lenient)
+    stages = beside if given is None else given
     within = (os.path.realpath(recipe.path),) if recipe.path else ()
     preparing = _Preparing(lenient, options, Path(cache) if cache else None, _code(lora_merge_dtype), stages)
     plan = preparing.plan(recipe, within)
-    left = ", ".join(name for name in stages if name not in preparing.used)
+    left = ", ".join(name for name in beside if name not in preparing.used)
     return plan.with_notes([f"stages that the last one does not need are not made: {left}"]) if left else plan
 
 
@@ -74,19 +83,19 @@ class _Preparing:
     options: Options
     cache: Path | None
     lora_dtype: str | None
-    stages: Mapping[str, Recipe]
+    stages: Mapping[str, Stage]
     used: set[str] = field(default_factory=set)
 
     def plan(self, recipe: Recipe, within: tuple[str, ...]) -> Plan:
         """`within`: the recipes that this one is a part of, itself the last."""
         problems, warnings = fit.problems(recipe, lenient=self.lenient)
         raise_all(problems)
-        models, nested = [], []
+        models: list[Model] = []
+        nested: list[Plan] = []
         for ref in recipe.references():
             try:
-                opened = self.open(ref, recipe, within)
-                if isinstance(opened.checkpoint, Merge):
-                    nested.append(opened.checkpoint.plan)
+                opened, inner = self.open(ref, recipe, within)
+                nested += [inner] if inner else []
                 models.append(Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config)))
             except PlaitError as error:
                 problems += error.problems if isinstance(error, Problems) else [error]
@@ -111,31 +120,45 @@ class _Preparing:
         notes = (*recipe.warnings, *warnings, *views, *told, *unlikely, *side_files(plan).notes)
         return replace(plan.with_notes(notes), nested=tuple(nested))
 
-    def open(self, ref: ModelRef, recipe: Recipe, within: tuple[str, ...]) -> Opened:
+    def open(self, ref: ModelRef, recipe: Recipe, within: tuple[str, ...]) -> tuple[Opened, Plan | None]:
+        """The model, and its plan if it is a merge."""
         beside = Path(recipe.path).parent if recipe.path else None
+        folder = self.stages.get(ref.path) if ref.revision is None else None
+        if isinstance(folder, Path):
+            self.used.add(ref.path)
+            ref, named = replace(ref, path=str(folder)), ref
+            opened = open_model(ref, cache=self.cache, relative_to=beside, lora_dtype=self.lora_dtype)
+            return replace(opened, ref=named), None
         nested = self.nested(ref, beside)
         if nested is None:
-            return open_model(ref, cache=self.cache, relative_to=beside, lora_dtype=self.lora_dtype, fetch=False)
+            opened = open_model(ref, cache=self.cache, relative_to=beside, lora_dtype=self.lora_dtype, fetch=False)
+            return opened, None
         inner, name = nested
         if name in within:
             circle = " -> ".join((*within[within.index(name) :], name))
             do = "a merge cannot be one of its own models: break the circle"
             raise RecipeError("the recipes need each other", found=circle, do=do, where=recipe.at("merge_method"))
+        if ref.architecture:
+            do = "write the merge to a directory, and give its path"
+            raise RecipeError("override_architecture is for models, not for recipes", found=name, do=do)
         plan = self.plan(inner, (*within, name))
         itself = [Path(name)] if os.path.isabs(name) else []
         files = dict.fromkeys([*itself, *(path for model in plan.models for path in model.opened.files)])
         merge, donor = Merge(plan), plan.models[plan.donor].opened
-        folder = merge.folder()
-        return Opened(ref, folder, None, merge, tuple(files), repo=donor.repo if folder == donor.folder else None)
+        beside_it = merge.folder()
+        repo = donor.repo if beside_it == donor.folder else None
+        opened = Opened(ref, beside_it, None, merge, tuple(files), repo=repo)
+        return adapted(opened, cache=self.cache, relative_to=beside, lora_dtype=self.lora_dtype), plan
 
     def nested(self, ref: ModelRef, beside: Path | None) -> tuple[Recipe, str] | None:
         """The recipe that stands in a model's place, and what tells it from others."""
         if ref.recipe is not None:
             path = str(beside / "…") if beside else None  # relative paths in it mean what they mean around it
             return build(ref.tree, ref.recipe, path, lenient=self.lenient), ref.recipe
-        if ref.path in self.stages:
+        stage = self.stages.get(ref.path) if ref.revision is None else None
+        if isinstance(stage, Recipe):
             self.used.add(ref.path)
-            return self.stages[ref.path], ref.path
+            return stage, ref.path
         file = local_path(ref.path, beside) if ref.path.endswith((".yml", ".yaml")) else None
         if file is None or not file.is_file():
             return None
@@ -169,7 +192,7 @@ def _recipe(source: Source, lenient: bool) -> tuple[Recipe, Mapping[str, Recipe]
         return load(source, lenient=lenient), {}
     checked = kinds.check(source, lenient=lenient)
     if checked.kind == "multi":
-        last = next((recipe for recipe in checked.recipes if recipe.name is None), checked.recipes[-1])
+        last = checked.last
         return last, {recipe.name: recipe for recipe in checked.recipes if recipe.name and recipe is not last}
     if checked.recipe is None:
         raise RecipeError(

@@ -77,7 +77,7 @@ def open_model(
     if ref.adapter:
         bare = replace(ref, adapter=None, adapter_revision=None)
         base = open_model(bare, cache=cache, relative_to=relative_to, fetch=fetch)
-        return _adapted(ref, base, cache, relative_to, lora_dtype)
+        return adapted(replace(base, ref=ref), cache=cache, relative_to=relative_to, lora_dtype=lora_dtype)
     local = local_path(ref.path, relative_to)
     repo = None if local else _look(ref, cache, planned=not fetch)
     folder = repo.folder if repo else local
@@ -136,20 +136,24 @@ def _remote(repo: hub.Repo | None, files: list[Path], config: dict[str, Any]) ->
     return RemoteFiles(repo, names, config, read_json(index)["weight_map"] if index.is_file() else {})
 
 
-def _adapted(ref: ModelRef, base: Opened, cache: Path | None, relative_to: Path | None, dtype: str | None) -> Opened:
+def adapted(
+    base: Opened, *, cache: Path | None = None, relative_to: Path | None = None, lora_dtype: str | None = None
+) -> Opened:
+    """An opened base with the adapter that its reference names, or as it is if that names none."""
     from plait.checkpoint.adapter import Adapted, open_adapter
 
-    assert ref.adapter
+    ref = base.ref
+    if not ref.adapter:
+        return base
     local = local_path(ref.adapter, relative_to)
     named = ModelRef(ref.adapter, ref.adapter_revision)
     repo = None if local else hub.look(named, cache)
     if repo:
         hub.fetch(repo, [*repo.side_files(), *(name for name in repo.files if name.startswith("adapter_model."))])
     adapter = open_adapter(repo.folder if repo else Path(str(local)))
-    checkpoint = Adapted(base.checkpoint, adapter, dtype)
+    checkpoint = Adapted(base.checkpoint, adapter, lora_dtype)
     return replace(
         base,
-        ref=ref,
         checkpoint=checkpoint,
         files=(*base.files, *adapter.files),
         adapter_revision=repo.revision if repo else None,

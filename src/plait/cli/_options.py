@@ -64,25 +64,29 @@ def planning(function: F) -> F:
     return function
 
 
-def prepared(recipe: Any, options: dict[str, Any]) -> Any:
-    """The plan of a recipe under the options of `planning`, which are taken out of `options`."""
+def planned_how(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `planning`, which are taken out of `options`, as `prepare` takes them; methods are loaded."""
     from plait.methods import load
-    from plait.prepare import prepare
 
     for file in options.pop("files"):
         load(file)
+    return {
+        "lenient": options.pop("lenient"),
+        "allow_crimes": options.pop("allow_crimes"),
+        "truncate_embeddings": options.pop("unsafe_truncate_embeddings"),
+        "expert_layout": options.pop("expert_layout"),
+        "shard_size": options.pop("out_shard_size"),
+        "seed": options.pop("random_seed"),
+        "cache": options.pop("cache"),
+        "lora_merge_dtype": options.pop("lora_merge_dtype"),
+    }
 
-    return prepare(
-        recipe,
-        lenient=options.pop("lenient"),
-        allow_crimes=options.pop("allow_crimes"),
-        truncate_embeddings=options.pop("unsafe_truncate_embeddings"),
-        expert_layout=options.pop("expert_layout"),
-        shard_size=options.pop("out_shard_size"),
-        seed=options.pop("random_seed"),
-        cache=options.pop("cache"),
-        lora_merge_dtype=options.pop("lora_merge_dtype"),
-    )
+
+def prepared(recipe: Any, options: dict[str, Any]) -> Any:
+    """The plan of a recipe under the options of `planning`, which are taken out of `options`."""
+    from plait.prepare import prepare
+
+    return prepare(recipe, **planned_how(options))
 
 
 def saving(function: F) -> F:

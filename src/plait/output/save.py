@@ -17,7 +17,7 @@ from plait.output.identity import digest, key, options, own_methods, refuse_chan
 from plait.output.inputs import fetch
 from plait.output.provenance import provenance
 from plait.output.sidefiles import clear, side_files
-from plait.output.whole import PROVENANCE, finished, json_text
+from plait.output.whole import PROVENANCE, finished, json_text, refuse_other
 from plait.plan import Plan
 from plait.run import Progress, run
 from plait.writer import Writer, check_output, reserved
@@ -49,16 +49,20 @@ def save(
     progress: Progress | None = None,
     stream: bool = False,
     resume: bool = False,
+    stage: str | None = None,
 ) -> Saved:
     """Run the plan into the directory `out`; raises before any work where it can, and leaves no half-written model behind.
 
     Models on the Hub are brought into the cache first; with `stream` their weights are read from the Hub in parts. What a merge
-    that stopped has finished for good stays in `out`, and `resume` goes on from there, or finds this very merge whole.
+    that stopped has finished for good stays in `out`, and `resume` goes on from there, or finds this very merge whole. A `stage`
+    of a merge in several is written under that name: with `resume` it is made anew where another of this name lies.
     """
     begun = time.monotonic()
     refuse_leftover(out, len(plan.steps), force, resume)
     begins = force or (resume and (out / NAME).exists())
     perhaps = resume and not begins and (out / PROVENANCE).is_file()  # this merge, whole
+    if stage is not None and perhaps:
+        refuse_other(out, stage)
     space = plan.nbytes - reserved(out, plan.shards)
     check_output(out, space, _inputs(plan), begins or perhaps)
     plan = fetch(plan, weights=not stream)
@@ -66,6 +70,7 @@ def save(
     facts = {**provenance(plan, hash_inputs, beside.chat_template), "side_files": dict(beside.origins)}
     text = card(facts, title(out)) if write_card else None
     choices = {"copy_tokenizer": copy_tokenizer, "write_card": write_card, "allow_nonfinite": allow_nonfinite}
+    facts |= {"stage": stage} if stage is not None else {}
     facts |= {"options": {**options(plan), **choices}, "plan": digest(plan), "methods": own_methods(plan)}
     texts = _texts(plan)
     facts["output"]["files"] = beside.hashes() | {
@@ -75,8 +80,10 @@ def save(
     if perhaps and finished(out, facts, before):
         files = [out / name for name in (*facts["output"]["shards"], *facts["output"]["files"], PROVENANCE)]
         return Saved(out, tuple(files), len(plan.steps), plan.nbytes, time.monotonic() - begun, len(plan.steps), True)
-    check_output(out, space, _inputs(plan), begins)
-    with Writer(out, plan.shards, plan.specs, key(plan, facts, before), resume=resume, force=force) as writer:
+    anew = perhaps and stage is not None
+    check_output(out, space, _inputs(plan), begins or anew)
+    again = force or stage is not None
+    with Writer(out, plan.shards, plan.specs, key(plan, facts, before), resume=resume, force=again) as writer:
         if progress:
             progress(sum(plan.specs[name].nbytes for name in writer.kept))
         try:

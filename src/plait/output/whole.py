@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plait.checkpoint.directory import SafetensorsFiles, weight_files
-from plait.errors import PlaitError
-from plait.journal import HASH, digest
+from plait.checkpoint.directory import SafetensorsFiles, read_json, weight_files
+from plait.errors import OutputError, PlaitError
+from plait.journal import HASH, changes, digest
 from plait.output.hashes import sha256
 from plait.output.identity import Stamps
 
 PROVENANCE = "plait_provenance.json"
+_DECIDES = ("recipe", "models", "seed", "options", "methods", "plait", "versions")
 
 
 def tensor_hashes(folder: Path) -> dict[str, str]:
@@ -44,6 +45,27 @@ def finished(out: Path, facts: Mapping[str, Any], before: Stamps) -> bool:
         )
     except (OSError, PlaitError, ValueError, LookupError, TypeError, AttributeError):
         return False
+
+
+def refuse_other(out: Path, stage: str) -> None:
+    """Raise `OutputError` for a folder that does not hold a stage of this name, of any recipe."""
+    facts = read_json(out / PROVENANCE)
+    if (name := facts.get("stage")) != stage:
+        raise OutputError(
+            f"{out} is not the stage {stage!r} of an earlier run",
+            wanted="a stage that plait wrote, or no such folder",
+            found=f"the stage {name!r}" if name else "a merge that is no stage",
+            do="choose another folder for the stages, or pass --force to replace what is there",
+        )
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of two provenances differs, of all that decides the bytes."""
+    return changes(*({key: _plain(key, facts.get(key)) for key in _DECIDES} for facts in (then, now)))
+
+
+def _plain(key: str, value: Any) -> Any:
+    return {m["model"]: [m["revision"], m["fingerprint"]] for m in value or ()} if key == "models" else value
 
 
 def json_text(data: object) -> str:

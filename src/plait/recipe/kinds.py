@@ -50,6 +50,11 @@ class Checked:
         """The recipe of a file that holds exactly one."""
         return self.recipes[0] if len(self.recipes) == 1 else None
 
+    @property
+    def last(self) -> Recipe:
+        """The recipe that is the merge: the one without a name, or the last in the file."""
+        return next((recipe for recipe in self.recipes if recipe.name is None), self.recipes[-1])
+
 
 def kind_of_file(documents: Sequence[object]) -> str:
     """The kind of a file with these documents; anything that is no other kind counts as a merge."""
