@@ -54,6 +54,7 @@ ROOMS = [
         "front",
         "evaluate",
         "diff",
+        "report",
         "surgery",
         "testing",
         "demo",
@@ -64,7 +65,7 @@ ROOMS = [
 ]
 #: third-party packages at the top of a file
 TOP = {
-    "torch": {"evaluate", "diff", "surgery", "testing", "demo"},
+    "torch": {"evaluate", "diff", "report", "surgery", "testing", "demo"},
     "plait.lazy": {
         "brick",
         "bricks",
@@ -91,7 +92,7 @@ LAZY = {
     "torch": {"merged", "lazy", "checkpoint", "cli"},
     "huggingface_hub": {"checkpoint", "publish"},
     "gguf": {"checkpoint"},
-    "jinja2": {"output", "diff"},
+    "jinja2": {"output", "diff", "report"},
     "transformers": {"merged", "demo"},
     "tokenizers": {"vocabulary"},
     "rich": {"cli", "demo"},

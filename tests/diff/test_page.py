@@ -17,6 +17,7 @@ from click.testing import CliRunner
 import make
 from plait.cli import cli, main
 from plait.diff.phrases import percent
+from plait.diff.plots import lines
 
 VOID = {"meta", "br", "path", "rect", "circle", "line"}
 
@@ -81,7 +82,7 @@ def test_well_formed(page: tuple[Path, dict]) -> None:
     assert "<title>" in text
     assert 'name="viewport" content="width=device-width, initial-scale=1"' in text
     assert "prefers-color-scheme: dark" in text
-    assert text.count('<svg role="img" aria-label=') == text.count("<svg ") == 2
+    assert text.count('<svg role="img" aria-label=') == text.count("<svg ") == 3
 
 
 def test_alone(page: tuple[Path, dict]) -> None:
@@ -124,6 +125,17 @@ def test_page_is_json(page: tuple[Path, dict]) -> None:
 
 def contains(cells: list[str], wanted: list[str]) -> bool:
     return any(cells[i : i + len(wanted)] == wanted for i in range(len(cells)))
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_legend(count: int) -> None:
+    """Every line of a chart has its name below it, inside of the picture."""
+    svg = lines("title", {f"model {i}": [(0, 0.1), (1, 0.2 + i)] for i in range(count)}, 1)
+    height = float(re.search(r'viewBox="0 0 460 (\d+)"', svg)[1])
+    drawn = re.search(r'translate\([\d.]+, ([\d.]+)\)" class="legends"', svg)
+    marks = [float(drawn[1]) + float(y) + 12 for y in re.findall(r'y="([\d.]+)" width="12"', svg)] if drawn else []
+    assert len(marks) == (count if count > 1 else 0)
+    assert max(marks, default=0.0) <= height
 
 
 def test_chart_is_json(page: tuple[Path, dict]) -> None:
@@ -192,5 +204,5 @@ def test_browser(page: tuple[Path, dict], tmp_path: Path) -> None:
     done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=60, check=True)
     for width, found in zip(widths, json.loads(done.stdout.split("<pre>")[1].split("</pre>")[0]), strict=True):
         assert found["wide"] <= width
-        assert found["drawn"] == [True, True]
+        assert found["drawn"] == [True, True, True]
         assert found["warm"] > 5

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+BLOCKS = "▁▂▃▄▅▆▇█"
+
 
 def size(nbytes: float) -> str:
     """Bytes for people: 1.27 GB, 640 MB, 12 KB."""
@@ -52,6 +54,31 @@ def columns(rows: Sequence[tuple[str, ...]], indent: str = "  ") -> None:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         click.echo((indent + "  ".join([*cells, row[-1]])).rstrip())
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: tuple[int, ...] = (0,)) -> None:
+    """Print a table and an empty line; as wide as the terminal, 120 columns elsewhere."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, title in enumerate(head):
+        table.add_column(Text(title), justify="left" if i in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    with console.capture() as printed:
+        console.print(table)
+    click.echo("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))
+
+
+def spark(values: Sequence[float]) -> str:
+    """Heights of values above zero, at most 48 of them."""
+    step = max(1, -(-len(values) // 48))
+    kept = [max(values[i : i + step]) for i in range(0, len(values), step)]
+    top = max(kept, default=0.0)
+    return "".join(BLOCKS[min(7, int(8 * value / top))] for value in kept) if top else ""
 
 
 @contextmanager

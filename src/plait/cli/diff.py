@@ -10,7 +10,6 @@ import click
 from plait.cli import _show
 
 MARKS = {"good": "+", "note": "·", "bad": "!"}
-BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 @click.command()
@@ -81,24 +80,24 @@ def _tables(data: dict[str, Any], every: bool) -> None:
                 fixed(total["cosine"][i - 1], 5),
                 percent(total["unchanged"][i - 1]),
                 fixed(total["ranks"][i - 1], 0),
-                _spark(depth),
+                _show.spark(depth),
             ]
         rows.append([model["name"], f"{model['parameters']:,}", "/".join(model["dtypes"]), *numbers])
     head: tuple[str, ...] = ("model", "parameters", "dtype", "change", "cosine", "unchanged", "rank", "change by layer")
-    _table(head, rows, left=(0, 2, 7))
+    _show.table(head, rows, left=(0, 2, 7))
     conflict = len(names) > 2
     head = ("kind", *(f"change {name}" for name in names[1:]), *(["signs differ"] if conflict else []))
     rows = [
         [kind["kind"], *map(percent, kind["change"]), *([percent(kind["conflict"])] if conflict else [])]
         for kind in data["kinds"]
     ]
-    _table(head, rows)
+    _show.table(head, rows)
     if conflict:
         rows = [
             [" – ".join(p["models"]), percent(p["distance"]), fixed(p["delta_cosine"], 3), percent(p["sign_agreement"])]
             for p in data["pairs"]
         ]
-        _table(("pair", "distance", "cosine of deltas", "signs agree"), rows)
+        _show.table(("pair", "distance", "cosine of deltas", "signs agree"), rows)
     if every:
         rows = [
             [t["name"], *map(percent, t.get("change") or [None] * (len(names) - 1))]
@@ -106,31 +105,4 @@ def _tables(data: dict[str, Any], every: bool) -> None:
             for t in data["tensors"]
         ]
         head = ("tensor", *(f"change {name}" for name in names[1:]), *(f"rank {name}" for name in names[1:]))
-        _table(head, rows)
-
-
-def _table(head: tuple[str, ...], rows: list[list[str]], left: tuple[int, ...] = (0,)) -> None:
-    """Print a table and an empty line; as wide as the terminal, 120 columns elsewhere."""
-    import sys
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, title in enumerate(head):
-        table.add_column(Text(title), justify="left" if i in left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    with console.capture() as printed:
-        console.print(table)
-    click.echo("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))
-
-
-def _spark(values: list[float]) -> str:
-    """Heights of the layers' changes, at most 48 of them."""
-    step = max(1, -(-len(values) // 48))
-    kept = [max(values[i : i + step]) for i in range(0, len(values), step)]
-    top = max(kept, default=0.0)
-    return "".join(BLOCKS[min(7, int(8 * value / top))] for value in kept) if top else ""
+        _show.table(head, rows)

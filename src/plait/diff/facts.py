@@ -36,9 +36,9 @@ def facts(found: Comparison) -> dict[str, Any]:
         "pairs": [
             {
                 "models": [names[i], names[j]],
-                "distance": _real(total.distance(i, j)),
-                "delta_cosine": _real(total.delta_cosine(i - 1, j - 1)) if i else None,
-                "sign_agreement": _real(total.sign_agreement(i - 1, j - 1)) if i else None,
+                "distance": real(total.distance(i, j)),
+                "delta_cosine": real(total.delta_cosine(i - 1, j - 1)) if i else None,
+                "sign_agreement": real(total.sign_agreement(i - 1, j - 1)) if i else None,
             }
             for i in range(len(names))
             for j in range(i + 1, len(names))
@@ -75,19 +75,20 @@ def _model(found: Comparison, i: int) -> dict[str, Any]:
         "tensors": len(specs),
         "dtypes": list(dict.fromkeys(DTYPES[spec.dtype].name for spec in specs.values())),
         "layers": {module.name: module.count for module in side.arch.modules if module.count},
-        "norm": _real(found.total.size(i - 1) if i else found.total.norm),
+        "norm": real(found.total.size(i - 1) if i else found.total.norm),
     }
 
 
 def _numbers(s: Sums) -> dict[str, Any]:
-    """Lists have one value for each model but the first."""
+    """Lists have one value for each model but the first; `norm` is relative to the first one's."""
     others = range(s.models)
     return {
-        "change": [_real(s.change(i)) for i in others],
-        "cosine": [_real(s.cosine(i)) for i in others],
-        "unchanged": [_real(s.unchanged(i)) for i in others],
-        "largest": [_real(x) for x in s.largest],
-        "conflict": _real(s.conflict_share()),
+        "change": [real(s.change(i)) for i in others],
+        "cosine": [real(s.cosine(i)) for i in others],
+        "norm": [real(s.size(i) / s.norm) if s.norm else None for i in others],
+        "unchanged": [real(s.unchanged(i)) for i in others],
+        "largest": [real(x) for x in s.largest],
+        "conflict": real(s.conflict_share()),
     }
 
 
@@ -104,10 +105,10 @@ def _tensor(m: Measured) -> dict[str, Any]:
             None
             if s is None
             else {
-                "effective": _real(s.effective),
+                "effective": real(s.effective),
                 "directions": s.directions,
-                "explained": _real(s.explained),
-                "rounding": _real(s.noise),
+                "explained": real(s.explained),
+                "rounding": real(s.noise),
                 "from": "a sketch of 256 rows" if s.sketched else "all of it",
             }
             for s in m.spectra
@@ -118,7 +119,7 @@ def _tensor(m: Measured) -> dict[str, Any]:
 def _rank(found: Comparison, i: int) -> float | None:
     """The median effective rank of the changed matrices."""
     known = [s.effective for m in found.tensors if (s := m.spectra[i])]
-    return _real(median(known)) if known else None
+    return real(median(known)) if known else None
 
 
 def _words(name: str, d: WordsDiffer) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def _words(name: str, d: WordsDiffer) -> dict[str, Any]:
     }
 
 
-def _real(value: float | None) -> float | None:
+def real(value: float | None) -> float | None:
     """A number that JSON has, with the digits that mean something."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 

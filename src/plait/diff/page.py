@@ -28,31 +28,45 @@ def check(path: str | Path) -> None:
 
 def write(data: dict[str, Any], path: str | Path) -> None:
     """Write the page of `facts` to a file; raises `OutputError` if that cannot be."""
+    put(page(data), path)
+
+
+def put(text: str, path: str | Path) -> None:
+    """Write a page's text to a file; raises `OutputError` if that cannot be."""
     target = Path(path).expanduser()
     try:
-        target.write_text(page(data), "utf-8")
+        target.write_text(text, "utf-8")
     except OSError as error:
         raise OutputError(f"{target} cannot be written", found=str(error.strerror)) from error
 
 
 def page(data: dict[str, Any]) -> str:
     """The page of `facts` as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    return str(environment().get_template("page.html.jinja").render(**seen(data)))
 
-    rooms = Environment(
-        loader=PackageLoader("plait.diff", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    rooms.filters |= {"percent": percent, "fixed": fixed, "warmth": _warmth, "number": lambda n: f"{n:,}"}
+
+def environment(*rooms: str) -> Any:
+    """Jinja with the templates of this room and of others, and the filters that they need."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    loader = ChoiceLoader([PackageLoader(name, ".") for name in ("plait.diff", *rooms)])
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    made.filters |= {"percent": percent, "fixed": fixed, "warmth": _warmth, "number": lambda n: f"{n:,}"}
+    return made
+
+
+def seen(data: dict[str, Any]) -> dict[str, Any]:
+    """What the template shows of `facts`."""
     names = [model["name"] for model in data["models"]]
-    return rooms.get_template("page.html.jinja").render(
-        data=data,
-        names=names,
-        others=names[1:],
-        maps=list(_maps(data)),
-        charts=list(_charts(data, names)),
-        matrix=_matrix(data, names),
-        largest=list(largest_changes(data, LARGEST)),
-    )
+    return {
+        "data": data,
+        "names": names,
+        "others": names[1:],
+        "maps": list(_maps(data)),
+        "charts": list(_charts(data, names)),
+        "matrix": _matrix(data, names),
+        "largest": list(largest_changes(data, LARGEST)),
+    }
 
 
 def _maps(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -84,14 +98,15 @@ def _charts(data: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
         of = f", {module}" if len(_modules(data)) > 1 else ""
         rows = [row for row in data["layers"] if row["module"] == module]
         change = {name: [(row["layer"], row["change"][i]) for row in rows] for i, name in enumerate(names[1:])}
-        plots = {f"Change by layer{of}": change}
+        norm = {name: [(row["layer"], row["norm"][i]) for row in rows] for i, name in enumerate(names[1:])}
+        plots = {f"Change by layer{of}": change, f"Norm by layer, of that of {names[0]}{of}": norm}
         if len(names) > 2:
             plots[f"Share of entries in which signs differ, by layer{of}"] = {
                 "signs differ": [(row["layer"], row["conflict"]) for row in rows]
             }
         for title, series in plots.items():
             number += 1
-            yield {"title": title, "svg": lines(title, series, number)}
+            yield {"title": title, "svg": lines(title, series, number, zero=not title.startswith("Norm"))}
 
 
 def _matrix(data: dict[str, Any], names: list[str]) -> list[tuple[str, list[dict[str, Any] | None]]]:

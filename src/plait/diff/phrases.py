@@ -17,3 +17,8 @@ def percent(value: float | None) -> str:
 def fixed(value: float | None, digits: int) -> str:
     """So many digits after the point, and no -0.00."""
     return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def count(n: int, noun: str) -> str:
+    """1 tensor, 3 tensors."""
+    return f"{n} {noun}{'s' * (n != 1)}"

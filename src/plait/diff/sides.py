@@ -35,15 +35,16 @@ def open_sides(models: Sequence[str | os.PathLike[str] | Side], cache: str | Non
     called = [model.called if isinstance(model, Side) else os.fspath(model) for model in models]
     if len(called) < 2:
         raise ModelError("there is nothing to compare it with", wanted="two models or more", found=str(len(called)))
-    names = _short(called)
+    names = short(called)
     first, *others = (
-        model if isinstance(model, Side) else _open(text, name, cache)
+        model if isinstance(model, Side) else open_side(text, name, cache)
         for model, text, name in zip(models, called, names, strict=True)
     )
     return first, *(_in_line(side, first) for side in others)
 
 
-def _open(called: str, name: str, cache: str | None) -> Side:
+def open_side(called: str, name: str, cache: str | None = None) -> Side:
+    """One model, headers only, or one recipe, planned. `name`: what tables call it."""
     if called.lower().endswith((".yml", ".yaml")):
         merge = front.merge(called, cache=cache)
         donor = merge.plan.models[merge.plan.donor].opened.folder
@@ -73,7 +74,7 @@ def _in_line(side: Side, first: Side) -> Side:
     )
 
 
-def _short(called: Sequence[str]) -> list[str]:
+def short(called: Sequence[str]) -> list[str]:
     """The fewest last parts of each path that tell them apart; a number where two are the same."""
     parts = [text.rstrip("/").split("/") for text in called]
     for count in range(1, max(map(len, parts)) + 1):

@@ -53,6 +53,17 @@ class Sums:
         """Cosine of the angle between the first model and the other; 1 if both are zero, 0 if one is."""
         return _ratio(self.gram[0, 0] + self.gram[0, i + 1], self.norm * self.size(i), both=not self.size(i))
 
+    def cosine_between(self, i: int, j: int) -> float:
+        """Cosine of the angle between two of all models (0 is the first); 1 if both are zero, 0 if one is."""
+        one, other = self._place(i), self._place(j)
+        sizes = [math.sqrt(max(float(v @ self.gram @ v), 0.0)) for v in (one, other)]
+        return _ratio(float(one @ self.gram @ other), sizes[0] * sizes[1], both=not any(sizes))
+
+    def carried(self, i: int, j: int) -> float | None:
+        """How many times the delta of model i is in that of model j, <d_i, d_j> / |d_i|^2; None if model i changed nothing."""
+        own = float(self.gram[i, i]) if i else 0.0
+        return float(self.gram[i, j]) / own if own else None
+
     def delta_cosine(self, i: int, j: int) -> float | None:
         """Cosine of the angle between two deltas; None if one of them is zero."""
         norms = math.sqrt(max(self.gram[i + 1, i + 1] * self.gram[j + 1, j + 1], 0.0))
@@ -73,12 +84,15 @@ class Sums:
 
     def distance(self, i: int, j: int) -> float:
         """Distance between two of all models (0 is the first), relative to the first one's norm."""
-        v = np.zeros(self.models + 1)
-        for at, sign in ((i, 1.0), (j, -1.0)):
-            if at:
-                v[at] += sign
+        v = self._place(i) - self._place(j)
         apart = math.sqrt(max(float(v @ self.gram @ v), 0.0))
         return apart / self.norm if self.norm else math.inf if apart else 0.0
+
+    def _place(self, i: int) -> Square:
+        """Model i of all models as the sum x + d_i."""
+        v = np.zeros(self.models + 1)
+        v[[0, i]] = 1.0
+        return v
 
 
 def _ratio(part: float, whole: float, both: bool) -> float:

@@ -69,7 +69,7 @@ def _model(plan: Plan, index: int, hash_inputs: bool) -> Mapping[str, Any]:
         **({"adapter_revision": opened.adapter_revision} if opened.ref.adapter else {}),
         "roles": (["merged"] if merged else []) + roles,
         "stated": stated(opened.folder),
-        "fingerprint": _together(opened),
+        "fingerprint": together(opened),
         "files": [*(_file(opened, path, hash_inputs) for path in opened.files), *on_the_hub(opened)],
     }
 
@@ -90,7 +90,7 @@ def _file(opened: Opened, path: Path, hash_inputs: bool) -> dict[str, Any]:
     return facts
 
 
-def _together(opened: Opened) -> str:
+def together(opened: Opened) -> str:
     """One short fingerprint of all weight files."""
     streamed = [str(file["hub_sha256"]) for file in on_the_hub(opened)]
     return hashlib.sha256("".join([*map(fingerprint, opened.files), *streamed]).encode()).hexdigest()[:12]

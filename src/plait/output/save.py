@@ -76,6 +76,8 @@ def save(
     facts["output"]["files"] = beside.hashes() | {
         name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()
     }
+    if plan.recipe.path:  # paths in it are looked for beside it
+        facts["recipe_file"] = os.path.relpath(plan.recipe.path, out)
     before = stamps(plan)
     if perhaps and finished(out, facts, before):
         files = [out / name for name in (*facts["output"]["shards"], *facts["output"]["files"], PROVENANCE)]
