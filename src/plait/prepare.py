@@ -13,6 +13,7 @@ from typing import Any
 from plait import arch, fit
 from plait.align import aligned
 from plait.checkpoint import notes as notes_of
+from plait.checkpoint.directory import AdapterAlone
 from plait.checkpoint.source import Opened, adapted, fetched, local_path, open_model
 from plait.errors import PlaitError, Problems, RecipeError, Where, raise_all
 from plait.layout import SHARD_SIZE
@@ -92,14 +93,27 @@ class _Preparing:
         raise_all(problems)
         models: list[Model] = []
         nested: list[Plan] = []
+        alone: dict[ModelRef, ModelRef] = {}
+        adapters: list[str] = []
         for ref in recipe.references():
             try:
                 opened, inner = self.open(ref, recipe, within)
                 nested += [inner] if inner else []
                 models.append(Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config)))
+            except AdapterAlone as error:
+                base = _under(ref, recipe, error.base)
+                if base is None:
+                    problems.append(error)
+                else:
+                    alone[ref] = replace(base, adapter=ref.path, adapter_revision=ref.revision)
+                    names = f"; its adapter_config.json names {error.base}" if error.base else ""
+                    adapters.append(f"{ref} is an adapter, and is read over {base}{names}")
             except PlaitError as error:
                 problems += error.problems if isinstance(error, Problems) else [error]
         raise_all(problems)
+        if alone:
+            over = recipe.with_references(alone)
+            return self.plan(replace(over, warnings=(*over.warnings, *adapters)), within)
         if recipe.tokenizer is not None or _tokens_differ(models):
             for model in models:
                 fetched(model.opened, None, side_files=True)
@@ -163,6 +177,16 @@ class _Preparing:
         if file is None or not file.is_file():
             return None
         return load(file, lenient=self.lenient), os.path.realpath(file)
+
+
+def _under(adapter: ModelRef, recipe: Recipe, stated: str | None) -> ModelRef | None:
+    """The model that an adapter which stands alone is read over: the recipe's base, else the one that it names itself."""
+    if recipe.base and recipe.base != adapter and not recipe.base.adapter:
+        return recipe.base
+    try:
+        return ModelRef.parse(stated) if stated else None
+    except PlaitError:
+        return None
 
 
 def _tokens_differ(models: Sequence[Model]) -> bool:

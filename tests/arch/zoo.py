@@ -159,6 +159,8 @@ _TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {
     # encoders
     "bert": ("BertForMaskedLM", "BertConfig", _BERT),
     "bert-bare": ("BertModel", "BertConfig", _BERT),
+    "roberta-bare": ("RobertaModel", "RobertaConfig", dict(_BERT, pad_token_id=1)),
+    "distilbert-bare": ("DistilBertModel", "DistilBertConfig", dict(vocab_size=VOCAB, dim=32, hidden_dim=48, n_layers=3, n_heads=4, max_position_embeddings=64)),
     "bert-classifier": ("BertForSequenceClassification", "BertConfig", dict(_BERT, num_labels=3)),
     "roberta": ("RobertaForMaskedLM", "RobertaConfig", dict(_BERT, pad_token_id=1)),
     "distilbert": ("DistilBertForMaskedLM", "DistilBertConfig", dict(vocab_size=VOCAB, dim=32, hidden_dim=48, n_layers=3, n_heads=4, max_position_embeddings=64)),

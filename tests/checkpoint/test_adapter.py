@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +271,26 @@ def test_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert not Path("x").exists()
 
 
+def test_row_18_lora_cache(tmp_path: Path) -> None:
+    """An adapter that was changed is merged as it is now, whatever lies in the folder that is given for a cache."""
+    made = make.tensors()
+    base = make.write(tmp_path / "base", made)
+    name = "model.layers.0.mlp.up_proj.weight"
+    make.write_json(tmp_path / "merge.yml", make.recipe("linear", f"{base}+{tmp_path / 'lora'}"))
+    (tmp_path / "cache" / f"base_{zlib.crc32(str(base).encode())}").mkdir(parents=True)
+    seen = []
+    for seed in (1, 2):
+        shutil.rmtree(tmp_path / "lora", ignore_errors=True)
+        folder, out = lora(tmp_path / "lora", made, seed=seed), tmp_path / f"out{seed}"
+        run("merge", str(tmp_path / "merge.yml"), str(out), "--lora-merge-cache", str(tmp_path / "cache"), "--quiet")
+        held = load_file(folder / "adapter_model.safetensors")
+        b, a = (held[f"base_model.model.{name.removesuffix('weight')}lora_{part}.weight"].double() for part in "BA")
+        seen.append(load_file(out / "model.safetensors")[name])
+        assert torch.equal(seen[-1], (made[name].double() + 2 * b @ a).float())
+    assert not torch.equal(*seen)
+    assert [*(tmp_path / "cache").rglob("*.safetensors")] == []
+
+
 @pytest.mark.parametrize("prefix", ["", "model.language_model.", "language_model.model."])
 def test_other_prefixes(prefix: str, tmp_path: Path) -> None:
     """An adapter that was trained on a model with other prefixes finds the tensors by the ends of their names."""
@@ -284,3 +306,30 @@ def test_other_prefixes(prefix: str, tmp_path: Path) -> None:
     for name in renamed:
         if name.startswith("vision_tower"):
             assert torch.equal(view.read(name), renamed[name])
+
+
+def test_adapters_named_alone(tmp_path: Path) -> None:
+    """An adapter without a base is read over the recipe's base, else over the one that it names; the plan says which."""
+    made = make.tensors()
+    base, other = make.write(tmp_path / "base", made), make.model(tmp_path / "other", seed=4)
+    one, two = (lora(tmp_path / n, made, seed=i, base_model_name_or_path=str(base)) for i, n in enumerate("ab"))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    over = {str(one): f"{base}+{one}", str(two): f"{base}+{two}"}
+    rules = [{"when": {"name": "/q_proj/"}, "copy": str(one)}]
+    for more in ({"base": base}, {}):
+        method = "task_arithmetic" if more else "linear"
+        alone = plait.merge({**make.recipe(method, *over, **more), "rules": rules})
+        spelt = plait.merge(
+            {**make.recipe(method, *over.values(), **more), "rules": [{**rules[0], "copy": over[str(one)]}]}
+        )
+        assert [str(m.ref) for m in alone.plan.models] == [str(m.ref) for m in spelt.plan.models]
+        assert all(torch.equal(alone.read(n), spelt.read(n)) for n in spelt.specs)
+        assert torch.equal(alone.read(name), plait.open(over[str(one)]).read(name))
+        assert f"{one} is an adapter, and is read over {base}; its adapter_config.json names {base}" in alone.plan.notes
+    moved = plait.merge(make.recipe("task_arithmetic", one, base=other))
+    assert [str(m.ref) for m in moved.plan.models] == [f"{other}+{one}", str(other)]
+    nameless = lora(tmp_path / "c", made)
+    with pytest.raises(PlaitError, match="a LoRA adapter"):
+        plait.merge(make.recipe("linear", nameless, one))
+    with pytest.raises(PlaitError, match=f"name it as {base}"):
+        plait.open(one)

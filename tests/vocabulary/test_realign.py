@@ -111,6 +111,23 @@ def test_token_rules(models: list[Path], tmp_path: Path) -> None:
             torch.testing.assert_close(merged[token], x, rtol=2e-7, atol=0)
 
 
+@pytest.mark.parametrize("with_base", [True, False])
+def test_row_32_force_without_source(with_base: bool, models: list[Path], tmp_path: Path) -> None:
+    """`force` without `source` gives all models the row that the general rules give to one without the token."""
+    base, a, b, _ = models
+    rules = {token: {"force": True} for token in ("<s>", "<|im_start|>", "<nobody has it>")}
+    recipe = make.recipe("linear", a, b, base, dtype="float32", tokenizer={"source": "union", "tokens": rules})
+    out = plait.merge({**recipe, **({"base_model": str(base)} if with_base else {})}).save(tmp_path / "out").out
+    for name in NAMES:
+        merged, *held = (vocabularies.rows_of(folder, name) for folder in (out, base, a, b))
+        average = sum(x["<s>"].double() for x in held) / 3
+        torch.testing.assert_close(
+            merged["<s>"], held[0]["<s>"] if with_base else average.float(), rtol=2e-7, atol=1e-9
+        )
+        torch.testing.assert_close(merged["<|im_start|>"], held[2]["<|im_start|>"], rtol=2e-7, atol=0)
+        assert not merged["<nobody has it>"].any()
+
+
 @pytest.mark.parametrize(
     ("rule", "told"),
     [

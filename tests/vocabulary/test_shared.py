@@ -52,7 +52,7 @@ def test_ids_stay_with_the_base(models: list[Path], tmp_path: Path) -> None:
         )
 
 
-def test_ids_follow_another_tokenizer(models: list[Path], tmp_path: Path) -> None:
+def test_row_6_special_ids(models: list[Path], tmp_path: Path) -> None:
     """With another model's tokenizer, roles have its ids, other ids go with their tokens, and what is gone leaves the lists."""
     a, b = models
     out = plait.merge(make.recipe("linear", a, b, tokenizer_source=str(b))).save(tmp_path / "out").out
@@ -88,7 +88,7 @@ def test_follow() -> None:
     assert follow(config, {}, {"sep": 4})["text_config"]["sep_token_id"] is None
 
 
-def test_tokens_without_a_row(tmp_path: Path) -> None:
+def test_row_31_tokens_without_a_row(tmp_path: Path) -> None:
     """Tokens beyond the matrix are taken out of every file of the tokenizer, also where it is the one that is asked for."""
     made = vocabularies.tokenizer("unigram", vocabularies.PLAIN)
     n = made.get_vocab_size()

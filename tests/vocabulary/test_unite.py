@@ -67,7 +67,7 @@ def test_base_ids(union: tuple[Tokenizer, Tokenizer, Tokenizer]) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(text=TEXTS)
-def test_base_text_is_unchanged(union: tuple[Tokenizer, Tokenizer, Tokenizer], text: str) -> None:
+def test_row_5_union_tokenization(union: tuple[Tokenizer, Tokenizer, Tokenizer], text: str) -> None:
     """Text that the base can encode, and that holds no marker, becomes the same ids as with the base."""
     base, _, made = union
     ids = base.encode(text, add_special_tokens=False).ids
@@ -122,7 +122,7 @@ def test_markers_keep_their_manners(union: tuple[Tokenizer, Tokenizer, Tokenizer
     assert not entries["<tool>"]["special"]
 
 
-def test_same_union_each_time(tmp_path: Path) -> None:
+def test_row_5_union_vocab_random(tmp_path: Path) -> None:
     """Tokenizer and weights are the same bytes in another process with another PYTHONHASHSEED."""
     a = vocabularies.write(tmp_path / "a", vocabularies.tokenizer("byte-level with gaps", vocabularies.PLAIN, 90), 1)
     b = vocabularies.write(tmp_path / "b", vocabularies.tokenizer("byte-level with gaps", vocabularies.FOREIGN), 2)

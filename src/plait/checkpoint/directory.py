@@ -27,6 +27,20 @@ _SINGLE = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin", ".p
 _WEIGHTS = "*.safetensors, or *.bin / *.pt of torch.save"
 
 
+class AdapterAlone(ModelError):  # noqa: N818
+    """A LoRA adapter where a model is wanted. `base`: the model that it says it was trained on, if it says so."""
+
+    def __init__(self, folder: Path) -> None:
+        stated = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        self.base = stated if isinstance(stated, str) and stated.strip() else None
+        super().__init__(
+            f"{folder} has no weights",
+            wanted=_WEIGHTS,
+            found=f"a LoRA adapter of {self.base}" if self.base else "a LoRA adapter",
+            do=f"name it as {self.base or 'BASE'}+{folder.name}",
+        )
+
+
 def read_json(path: Path, limit: int = 64_000_000) -> dict[str, Any]:
     """A JSON object from a model directory; `ModelError` for anything else. `limit`: largest file, bytes."""
     try:
@@ -73,12 +87,13 @@ def weight_files(folder: Path, listed: Collection[str] | None = None) -> list[Pa
                 found=", ".join(p.name for p in others[:4]),
                 do="keep one of them, or name the file itself as the model",
             )
-    adapter = "adapter_config.json" in listed
+    if "adapter_config.json" in listed:
+        raise AdapterAlone(folder)
     raise ModelError(
         f"{folder} has no weights",
         wanted=_WEIGHTS,
-        found="a LoRA adapter" if adapter else ", ".join(sorted(listed)[:6]) or "an empty folder",
-        do=f"name it as BASE+{folder.name}" if adapter else "check the path of the model",
+        found=", ".join(sorted(listed)[:6]) or "an empty folder",
+        do="check the path of the model",
     )
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -163,6 +163,10 @@ class Recipe:
             found += [self.tokenizer.source, *(rule.model for rule in self.tokenizer.tokens.values())]
         return tuple(dict.fromkeys(ref for ref in found if isinstance(ref, ModelRef)))
 
+    def with_references(self, names: Mapping[ModelRef, ModelRef]) -> Recipe:
+        """The same recipe with other models in the place of some."""
+        return _with(self, names)
+
     def methods(self) -> dict[str, Where | None]:
         """Every merge method that the recipe names, with the place where it does so first; its own in front."""
         found = {self.method: self.at("merge_method")}
@@ -179,6 +183,24 @@ class Recipe:
         for pre, post in ((self.pre, self.post), *((rule.pre, rule.post) for rule in self.rules)):
             yield from (("pre", use) for use in pre or ())
             yield from (("post", use) for use in post or ())
+
+
+T = TypeVar("T")
+
+
+def _with(part: T, names: Mapping[ModelRef, ModelRef]) -> T:
+    """A part of a recipe with the models in it replaced."""
+    new: Any = part
+    if isinstance(part, ModelRef):
+        new = names.get(part, part)
+    elif isinstance(part, tuple):
+        new = tuple(_with(each, names) for each in part)
+    elif isinstance(part, dict):
+        new = {key: _with(each, names) for key, each in part.items()}
+    elif isinstance(part, Recipe | Source | Slice | ModulePart | TokenRule | TokenizerRequest | Rule | Otherwise):
+        inner = [field.name for field in fields(part) if field.name != "tree"]
+        new = replace(part, **{name: _with(getattr(part, name), names) for name in inner})  # type: ignore[type-var]
+    return new
 
 
 def load(source: str | os.PathLike[str] | Mapping[str, Any], *, lenient: bool = False) -> Recipe:
