@@ -55,6 +55,10 @@ def moe(kind: str) -> Any:
         return transformers.MixtralForCausalLM(
             transformers.MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
         )
+    if kind == "granite":
+        return transformers.GraniteMoeForCausalLM(
+            transformers.GraniteMoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
+        )
     sizes = SIZES | {"intermediate_size": 16}
     return transformers.GptOssForCausalLM(
         transformers.GptOssConfig(**sizes, num_local_experts=4, num_experts_per_tok=2, head_dim=4)
@@ -74,6 +78,7 @@ class Conv(torch.nn.Module):
 
 BOTH = ["q_proj", "down_proj", "o_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+EXPERTS_OF_GRANITE = [f"experts.{name}" for name in ("gate_up_proj", "down_proj")]
 #: name -> (the base, the options of its LoRA)
 KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "plain": (llama, {"target_modules": BOTH}),
@@ -102,6 +107,15 @@ KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "experts, one each": (lambda: moe("qwen"), {"target_modules": ["q_proj"], "target_parameters": EXPERTS}),
     "one parameter": (lambda: moe("qwen"), {"target_modules": [], "target_parameters": EXPERTS[1:]}),
     "experts of mixtral": (lambda: moe("mixtral"), {"target_modules": [], "target_parameters": EXPERTS}),
+    "all linear of experts": (lambda: moe("qwen"), {"target_modules": "all-linear", "use_rslora": True}),
+    "all linear of mixtral": (
+        lambda: moe("mixtral"),
+        {"target_modules": "all-linear", "alpha_pattern": {"down_proj": 9}},
+    ),
+    "experts of granite": (
+        lambda: moe("granite"),
+        {"target_modules": ["o_proj"], "target_parameters": EXPERTS_OF_GRANITE},
+    ),
     "experts, packed": (lambda: moe("gpt-oss"), {"target_modules": [], "target_parameters": EXPERTS}),
 }
 

@@ -112,6 +112,7 @@ class _Binder:
             yield from self._parameter(factors, a, b)
         else:
             target = self.target(f"{factors.module}.weight", f"factors for {factors.module}")
+            factors = self._ranked(factors, "weight", 1)
             shape = self._spec(target).shape
             out, inside = b[0], math.prod(a[1:])
             if len(shape) == 2 and shape == (inside, out) and shape != (out, inside):
@@ -121,9 +122,8 @@ class _Binder:
 
     def _parameter(self, factors: Factors, a: tuple[int, ...], b: tuple[int, ...]) -> Iterator[tuple[str, LowRank]]:
         """Experts that transformers holds packed: packed in the base too, or one matrix each."""
-        experts = a[0] // factors.rank
         held = [
-            (name, self.names.find(f"{factors.module}.{name}"), self.names.experts(factors.module, name))
+            (name, self.names.packed(factors.module, name), self.names.experts(factors.module, name))
             for name in sorted(self.adapter.settings.parameters, key=_order)
         ]
         held = [each for each in held if each[1] or each[2]]
@@ -131,16 +131,16 @@ class _Binder:
             self.target(f"{factors.module}.weight", f"factors for {factors.module}")
             raise AssertionError  # `target` has raised
         name, packed, single = held[factors.inner]
+        spec = self._spec(packed or single[0][0])
+        experts = spec.shape[0] if packed and spec.shape else len(single)
+        factors = self._ranked(factors, name, experts)
         if packed:
-            spec = self._spec(packed)
             fits = {False: (experts, b[0], a[1]), True: (experts, a[1], b[0])}
             turned = [t for t, shape in fits.items() if shape == spec.shape]
             if len(turned) == 2:
                 turned = [any(kind in _IN_OUT for kind in self.kinds)]
             yield packed, LowRank(factors, turned[0] if turned else False, experts)
             return
-        if len(single) != experts:
-            raise self._unfit(single[0][0], f"{len(single)} experts", f"{experts} of {name} in the adapter")
         for expert, parts in enumerate(single):
             start = 0
             for part in parts:
@@ -149,6 +149,18 @@ class _Binder:
                 start = stop
             if start != b[0]:
                 raise self._unfit(parts[0], f"{start} outputs of {name}", f"{b[0]} in the adapter")
+
+    def _ranked(self, factors: Factors, name: str, experts: int) -> Factors:
+        """The factors with the rank and scale of a parameter, which patterns may name with the module or by itself."""
+        rows, _ = self._shapes(factors)
+        if factors.inner is None:
+            return factors
+        settings, keys = self.adapter.settings, (f"{factors.module}.{name}", factors.module)
+        key = next((key for key in keys if rows[0] == experts * settings.rank_of(key)), None)
+        if key is None:
+            wanted = f"{experts} x {settings.rank_of(keys[0])} rows of A, as {settings.path.name} says"
+            raise self._unfit(f"{factors.module}.{name}", wanted, f"A {list(rows)}")
+        return replace(factors, rank=settings.rank_of(key), scale=settings.scale_of(key))
 
     def tokens(self, module: str, name: str) -> tuple[int, ...]:
         ids, rows = self.adapter.settings.tokens_of(module), self.adapter.checkpoint.specs[name].shape

@@ -41,7 +41,9 @@ class Factors:
     embedding: bool = False
     bias: str | None = None  # of B: the change of the module's bias is scale times this
     magnitude: str | None = None  # DoRA: the length that each output's weights are given
-    inner: int | None = None  # how many wrappers of the same module lie inside this one: target_parameters
+    # how many wrappers of the same module lie inside this one, for target_parameters; rank and scale are the module's, and
+    # those of the parameter are known with its name
+    inner: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _factors(folder: Path, chosen: Settings, checkpoint: Checkpoint, module: str
     packed = bool(chosen.parameters) and len(a.shape) == 2 and "table" not in found
     rank = chosen.rank_of(own)
     inside = a.shape[0] if a.shape else 0
-    if len(a.shape) < 2 or len(b.shape) < 2 or b.shape[1] != inside or inside % rank or (inside != rank and not packed):
+    if len(a.shape) < 2 or len(b.shape) < 2 or b.shape[1] != inside or (inside != rank and not packed):
         raise ModelError(
             f"the adapter {folder} does not fit its own rank at {own}",
             wanted=f"A of {rank} rows and B of {rank} columns, as {chosen.path.name} says",
