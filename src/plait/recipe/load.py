@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
@@ -199,8 +199,8 @@ def _with(part: T, names: Mapping[ModelRef, ModelRef]) -> T:
         new = {key: _with(each, names) for key, each in part.items()}
     elif isinstance(part, Recipe | Source | Slice | ModulePart | TokenRule | TokenizerRequest | Rule | Otherwise):
         inner = [field.name for field in fields(part) if field.name != "tree"]
-        new = replace(part, **{name: _with(getattr(part, name), names) for name in inner})  # type: ignore[type-var]
-    return new
+        new = replace(part, **{name: _with(getattr(part, name), names) for name in inner})
+    return cast(T, new)
 
 
 def load(source: str | os.PathLike[str] | Mapping[str, Any], *, lenient: bool = False) -> Recipe:
