@@ -70,14 +70,14 @@ def _prepared(
     recipe, beside = (source, {}) if isinstance(source, Recipe) else _recipe(source, lenient)
     stages = beside if given is None else given
     within = (os.path.realpath(recipe.path),) if recipe.path else ()
-    preparing = _Preparing(lenient, options, Path(cache) if cache else None, _code(lora_merge_dtype), stages)
+    preparing = Preparing(lenient, options, Path(cache) if cache else None, _code(lora_merge_dtype), stages)
     plan = preparing.plan(recipe, within)
     left = ", ".join(name for name in beside if name not in preparing.used)
     return plan.with_notes([f"stages that the last one does not need are not made: {left}"]) if left else plan
 
 
 @dataclass(frozen=True)
-class _Preparing:
+class Preparing:
     """From recipes to plans; a model that is itself a recipe, or a stage of the same file, is planned first and then streamed."""
 
     lenient: bool

@@ -69,3 +69,11 @@ def uniform(seed: int, tensor: str, model: int, start: int, count: int, device: 
         torch.mul(_shift(x, 8, spare[:run]), 2.0**-24, out=out[at : at + run])
         at += run
     return out
+
+
+def normal(seed: int, tensor: str, model: int, start: int, count: int) -> Tensor:
+    """`count` numbers of the standard normal distribution for the entries start, start + 1, …; float32 `[count]`, within 5.5.
+
+    The quantiles at `uniform` + 2^-25, computed in float64.
+    """
+    return torch.special.ndtri(uniform(seed, tensor, model, start, count).double() + 2.0**-25).float()

@@ -26,17 +26,21 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def provenance(plan: Plan, hash_inputs: bool = False, chat_template: bool = False) -> dict[str, Any]:
     """The content of `plait_provenance.json`. `hash_inputs`: SHA-256 of every input file, which reads them all once more."""
     method = registry()[plan.recipe.method]
+    name, summary, paper = method.name, f"{method.summary[:1].lower()}{method.summary[1:]}", method.reference
+    if plan.made:
+        name, summary, paper = plan.made.name, plan.made.summary, plan.made.paper
     return {
         "plait": version("plait"),
         "recipe": plan.recipe.text,
-        "method": method.name,
-        "summary": f"{method.summary[:1].lower()}{method.summary[1:]}",
-        "paper": method.reference,
+        "method": name,
+        "summary": summary,
+        "paper": paper,
+        "command": plan.made.command if plan.made else f"plait merge plait_config.yml OUT --random-seed {plan.seed}",
         "settings": values(plan),
         "stacking": stacking(plan),
         "seed": plan.seed,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "safetensors")}},
-        "models": [_model(plan, i, hash_inputs) for i in range(len(plan.models))],
+        "models": [_model(plan, i, hash_inputs) for i, model in enumerate(plan.models) if model.opened.files or model.opened.repo],
         **({"nested": [provenance(inner, hash_inputs) for inner in plan.nested]} if plan.nested else {}),
         "config_and_tokenizer_from": str(plan.models[plan.donor].ref),
         "output": {
@@ -57,7 +61,8 @@ def provenance(plan: Plan, hash_inputs: bool = False, chat_template: bool = Fals
 def _model(plan: Plan, index: int, hash_inputs: bool) -> Mapping[str, Any]:
     opened = plan.models[index].opened
     roles = (["base"] if opened.ref == plan.recipe.base else []) + (["config"] if index == plan.donor else [])
-    merged = any(source.model == index for step in plan.steps for source in step.inputs)
+    inside = [m.ref for inner in plan.nested for m in inner.models] if plan.made else []
+    merged = opened.ref in inside or any(source.model == index for step in plan.steps for source in step.inputs)
     return {
         "model": str(opened.ref),
         "hub": [

@@ -11,6 +11,7 @@ from plait.plan.make import make_plan as make_plan
 from plait.plan.records import Dropped as Dropped
 from plait.plan.records import Given as Given
 from plait.plan.records import Input as Input
+from plait.plan.records import Made as Made
 from plait.plan.records import Options as Options
 from plait.plan.records import Plan as Plan
 from plait.plan.records import Step as Step

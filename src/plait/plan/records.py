@@ -69,6 +69,16 @@ class Dropped:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a plan makes that is no merge by a method of the registry: its name, a sentence, a paper, the command to do it again."""
+
+    name: str
+    summary: str
+    paper: str
+    command: str
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that `run` needs, and all that can be said before it runs."""
@@ -85,6 +95,7 @@ class Plan:
     options: Options
     vocabulary: Vocabulary | None = None  # where the models' rows were realigned, or a tokenizer was asked for
     nested: tuple[Plan, ...] = ()  # of the models that are merges themselves
+    made: Made | None = None  # where it is not the recipe's method that made it
     memo: dict[Any, Any] = field(
         default_factory=dict, compare=False, repr=False
     )  # surveys of the whole model, once made

@@ -10,10 +10,11 @@ evolve   `genome:`, a search for merge parameters (mergekit-evolve)
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import yaml
 from pydantic import Field, WithJsonSchema
 
 from plait.errors import PlaitError, RecipeError, Where, nearest, raise_all
@@ -139,6 +140,45 @@ GateMode = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """A checked moe file: its keys, its text and places, and what a lenient reading passed over."""
+
+    keys: MoeKeys
+    text: str
+    path: str | None
+    tree: Any
+    warnings: tuple[str, ...]
+
+    def at(self, *path: str | int) -> Where | None:
+        """The place of a value, by keys and list indices."""
+        return place(self.tree, *path)
+
+
+def mixture(source: str | os.PathLike[str] | Mapping[str, Any], *, lenient: bool = False) -> Mixture:
+    """Read a moe file, a text with a newline in it, or a mapping. Raises `PlaitError` with everything that is wrong."""
+    path = None
+    if isinstance(source, Mapping):
+        tree: Any = document.plain(source)
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    else:
+        path, text = open_text(source)
+        documents = document.parse(text, path or "recipe")
+        kind = kind_of_file(documents)
+        if kind != "moe":
+            do = f"run it with 'plait {'multi' if kind == 'multi' else 'merge'}', or list 'experts:'"
+            where = place(documents[0]) if documents else Where(path or "recipe")
+            raise RecipeError(
+                "this file lists no experts", wanted=MEANING["moe"], found=MEANING[kind], do=do, where=where
+            )
+        tree = documents[0]
+    reading = Reading(lenient)
+    keys = _moe(tree, reading)
+    warnings = reading.conclude()
+    assert keys is not None
+    return Mixture(keys, text, path, tree, warnings)
+
+
 class MoeKeys(Keys):
     level = "a mixture of experts"
     base_model: Reference = Field(description="the model that everything but the mlp comes from")
@@ -152,14 +192,14 @@ class MoeKeys(Keys):
     merge_method: Any = Field(None, description="refused: it belongs to a merge")
 
 
-def _moe(tree: Any, reading: Reading) -> None:
+def _moe(tree: Any, reading: Reading) -> MoeKeys | None:
     if "merge_method" in tree:
         do = "delete the line; or list the models under 'models:' for a merge"
         error = RecipeError("a mixture of experts has no merge_method", found=repr(tree["merge_method"]), do=do)
         reading.refuse(error, place(tree, "merge_method"))
     keys = parse(MoeKeys, tree, reading)
     if keys is None:
-        return
+        return None
     if keys.tokenizer_source is not None:
         what = "'tokenizer_source' has no effect: the base model's tokenizer is kept"
         reading.ignore(what, "delete the line", place(tree, "tokenizer_source"))
@@ -171,7 +211,7 @@ def _moe(tree: Any, reading: Reading) -> None:
         error.found, error.do = str(len(experts)), "list more experts, or lower experts_per_token"
         reading.refuse(error, place(tree, "experts"))
     if "random" in keys.gate_mode:
-        return  # no prompt is looked at
+        return keys  # no prompt is looked at
     for expert in experts:
         if not expert.positive_prompts:
             do = "list some, or write 'gate_mode: random'"
@@ -180,6 +220,7 @@ def _moe(tree: Any, reading: Reading) -> None:
     if not reading.lenient and len(prompts) > 1 and prompts[0][0] and all(p == prompts[0] for p in prompts):
         do = "give each expert prompts of its own, or write 'gate_mode: random'"
         reading.refuse(RecipeError("all experts have the same prompts", do=do), place(tree, "experts"))
+    return keys
 
 
 # -- evolve
