@@ -56,6 +56,7 @@ ROOMS = [
         "diff",
         "report",
         "surgery",
+        "moe",
         "testing",
         "demo",
         "cli",
@@ -78,13 +79,14 @@ TOP = {
         "run",
         "writer",
         "estimate",
+        "moe",
     },
     "xxhash": {"journal", "writer"},
     "safetensors": {"demo"},
     "yaml": {"recipe", "output", "evaluate", "demo"},
     "pydantic": {"recipe"},
     "pydantic_core": {"recipe"},
-    "numpy": {"vocabulary", "evaluate", "ops", "methods", "diff"},
+    "numpy": {"vocabulary", "evaluate", "ops", "methods", "diff", "moe"},
     "click": {"cli"},
 }
 #: and inside of a function, where they are used

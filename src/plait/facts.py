@@ -17,7 +17,7 @@ def plan_json(plan: Plan, cost: Estimate) -> dict[str, Any]:
     """Everything a plan decides, as JSON types."""
     shard_of = {name: (shard.filename, at) for shard in plan.shards for name, at in shard.offsets.items()}
     return {
-        "method": plan.recipe.method,
+        "method": plan.title,
         "seed": plan.seed,
         "models": [
             {

@@ -45,7 +45,9 @@ def base(folder: Path, kind: str, seed: int = 0, **more: Any) -> Path:
             tensor.copy_(torch.randn(tensor.shape) * 0.3 + float("norm" in name))
     network.save_pretrained(folder)
     make.write_json(folder / "tokenizer.json", make.tokenizer(64))
-    make.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"})
+    make.write_json(
+        folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
+    )
     return folder
 
 

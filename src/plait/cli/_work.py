@@ -38,9 +38,10 @@ def save(plan: Any, out: str, options: Mapping[str, Any], **more: Any) -> Any:
             for d in plan.dropped
         )
     threads = options["num_threads"] or default_threads()
+    count = sum(bool(model.opened.files or model.opened.repo) for model in plan.models)
     if not quiet:
         click.echo(
-            f"{plan.recipe.method} of {len(plan.models)} models: {len(plan.steps)} tensors, "
+            f"{plan.title} of {count} model{'s' * (count != 1)}: {len(plan.steps)} tensors, "
             f"reads {_show.size(plan.read_nbytes)}, writes {_show.size(plan.nbytes)} in {len(plan.shards)} "
             f"shard{'s' * (len(plan.shards) > 1)}, holds {_show.size(memory(plan, threads))} besides PyTorch",
             err=True,

@@ -380,9 +380,12 @@ UNFIT: dict[str, str] = {
     "llama4": "it scales an expert's input by the gate, and its rotary embedding has another order than Llama 3's",
     "granitemoe": "GraniteMoeShared without a shared expert is the same, and is what is written",
     **dict.fromkeys(
-        ("solar_open", "mellum", "hy_v3"), "nothing that the classes above would not do, with fewer programs that run it"
+        ("solar_open", "mellum", "hy_v3"),
+        "nothing that the classes above would not do, with fewer programs that run it",
     ),
-    **dict.fromkeys(("granitemoehybrid", "jamba", "nemotron_h"), "its layers are of several kinds, state-space ones among them"),
+    **dict.fromkeys(
+        ("granitemoehybrid", "jamba", "nemotron_h"), "its layers are of several kinds, state-space ones among them"
+    ),
     "granitemoe_swa": "its attention has learned sinks",
     "dbrx": "its norms take means, and its queries, keys and values are one matrix whose results are clipped",
     "zaya": "its router is a network of its own, and its attention compresses keys and values",

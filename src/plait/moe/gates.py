@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from plait.checkpoint import Rows, cut, home
 from plait.errors import ModelError, PlanError
 from plait.evaluate.network import require_transformers
 from plait.lazy import Tensor, torch
-from plait.moe.states import check_type, entering, token_ids
+from plait.moe.states import Network, token_ids
 from plait.ops.random import normal, uniform
 from plait.recipe import kinds
 from plait.recipe.kinds import ExpertKeys
@@ -36,8 +36,6 @@ from plait.vocabulary.realign import Matrix
 SMALL = 1e-8  # of a norm
 NEAR = 0.999  # cosine from which on two rows say the same
 
-#: is told (layers done, layers) as they are gone through
-Progress = Callable[[int, int], None]
 Ids = tuple[tuple[int, ...], ...]
 
 
@@ -79,11 +77,12 @@ class Gates:
         self._rows: dict[str, Tensor] = {}
         self._lock = threading.Lock()
         self._prompts: dict[int, tuple[Ids, Ids]] = {}
+        self._network: Network | None = None
         if "random" not in self.mode:
+            self._read(asked)
             if self.mode != "cheap_embed":
                 require_transformers()
-                check_type(base.opened, asked.at("base_model"))
-            self._read(asked)
+                self._network = Network(base.opened, stack, asked.at("base_model"))
 
     def _read(self, asked: kinds.Mixture) -> None:
         """Every prompt as tokens, by expert."""
@@ -95,11 +94,17 @@ class Gates:
             for text in (*entry.positive_prompts, *entry.negative_prompts):
                 ids = found[text]
                 if not ids or max(ids) >= held:
-                    what = "a prompt has no tokens" if not ids else f"a prompt has a token without a row in {self._base.ref}"
+                    what = (
+                        "a prompt has no tokens"
+                        if not ids
+                        else f"a prompt has a token without a row in {self._base.ref}"
+                    )
                     wanted = "some words" if not ids else f"ids below {held}"
                     do = "write a text" if not ids else "use a base whose tokenizer fits its weights"
                     raise PlanError(what, wanted=wanted, found=repr(text[:60]), do=do, where=entry.where)
-            positive, negative = ([found[t] for t in texts] for texts in (entry.positive_prompts, entry.negative_prompts))
+            positive, negative = (
+                [found[t] for t in texts] for texts in (entry.positive_prompts, entry.negative_prompts)
+            )
             self._prompts[key] = tuple(positive), tuple(negative)
 
     @property
@@ -109,12 +114,12 @@ class Gates:
             raise ModelError(f"{self._base.ref} has no token embedding", wanted="a language model")
         return name
 
-    def compute(self, progress: Progress | None = None) -> None:
+    def compute(self) -> None:
         """Find all rows, now."""
         with self._lock:
             if not self._rows:
                 rows = {name: torch.zeros(spec.shape) for name, spec in self.specs.items()}
-                rows.update(self._drawn() if "random" in self.mode else self._from_prompts(progress))
+                rows.update(self._drawn() if "random" in self.mode else self._from_prompts())
                 self._rows = rows
 
     def read(self, name: str, rows: Rows | None = None) -> Tensor:
@@ -132,7 +137,7 @@ class Gates:
             found[gate.name] = torch.stack(rows)
         return found
 
-    def _from_prompts(self, progress: Progress | None) -> dict[str, Tensor]:
+    def _from_prompts(self) -> dict[str, Tensor]:
         parts = [ids for positive, negative in self._prompts.values() for ids in (*positive, *negative)]
         prompts = list(dict.fromkeys(parts))
         number = {ids: i for i, ids in enumerate(prompts)}
@@ -141,14 +146,13 @@ class Gates:
             sums = torch.stack([_embedded(embedding, ids).sum(0) for ids in prompts])
             same = {gate.name: self._row(gate, sums, number, summed=True) for gate in self._gates}
             return same
+        assert self._network
         found, by_layer = {}, {gate.layer: [g for g in self._gates if g.layer == gate.layer] for gate in self._gates}
         states = [_embedded(embedding, ids).float() for ids in prompts]
-        for layer, entered in entering(self._base.opened, self._stack, states, max(by_layer)):
+        for layer, entered in self._network.entering(states, max(by_layer)):
             pick = [s.double().mean(0) if self.mode == "hidden_avg" else s[-1].double() for s in entered]
             for gate in by_layer[layer]:
                 found[gate.name] = self._row(gate, torch.stack(pick), number, summed=False)
-            if progress:
-                progress(layer + 1, self._stack.count)
         return found
 
     def _row(self, gate: Gate, vectors: Tensor, number: Mapping[tuple[int, ...], int], summed: bool) -> Tensor:

@@ -20,6 +20,7 @@ from plait.errors import PlaitError, PlanError, Problems, Where, raise_all
 from plait.layout import SHARD_SIZE, layout
 from plait.merged import Merge
 from plait.method import bind
+from plait.methods.passthrough import passthrough
 from plait.moe.choose import choose, config, facts, filled, homeless
 from plait.moe.expert import expert
 from plait.moe.families import GATED, Family
@@ -61,7 +62,7 @@ def prepare(
     """
     asked = kinds.mixture(source, lenient=lenient)
     options = Options(shard_size, False, False, seed, expert_layout, lora_merge_dtype, lenient)
-    recipe = Recipe("passthrough", base=asked.keys.base_model, text=asked.text, path=asked.path, tree=asked.tree)
+    recipe = Recipe(passthrough.name, base=asked.keys.base_model, text=asked.text, path=asked.path, tree=asked.tree)
     code = CODES[lora_merge_dtype] if lora_merge_dtype else None
     opening = Preparing(lenient, options, Path(cache) if cache else None, code, {})
     within = (os.path.realpath(asked.path),) if asked.path else ()
@@ -119,7 +120,10 @@ def _mixing(asked: kinds.Mixture, models: Sequence[Model]) -> _Mixing:
     for entry in (*asked.keys.experts, *shared):
         any_width = family.shared is not None and family.shared.any_width and any(entry is e for e in shared)
         if wrong := unlike(mlps[entry.source_model], mlps[base.ref], None if any_width else wide):
-            what, do = f"{entry.source_model} cannot be an expert of {base.ref}", "take models of one size and activation"
+            what, do = (
+                f"{entry.source_model} cannot be an expert of {base.ref}",
+                "take models of one size and activation",
+            )
             problems.append(PlanError(what, wanted=wrong[0], found=wrong[1], do=do, where=entry.where))
     raise_all(problems)
     known = facts(asked, base, mlps[base.ref], wide, [mlps[e.source_model] for e in shared])

@@ -56,7 +56,9 @@ def _shared(view: Checkpoint, family: Family, stack: Stack) -> Checkpoint:
         gate, up, last = (stack.name(i, f"{family.shared.prefix}.{word}.weight") for word in GATED)
         if gate in view.specs:
             rows, columns = view.specs[gate].shape
-            joined = Made(TensorSpec(view.specs[gate].dtype, (2 * rows, columns)), (Run(gate, 0, rows), Run(up, 0, rows)))
+            joined = Made(
+                TensorSpec(view.specs[gate].dtype, (2 * rows, columns)), (Run(gate, 0, rows), Run(up, 0, rows))
+            )
             replaced[gate] = stack.name(i, f"{family.shared.prefix}.{both}.weight"), joined
             replaced[up] = None
             whole = Made(view.specs[last], (Run(last, 0, columns),))

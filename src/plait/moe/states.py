@@ -31,60 +31,96 @@ def token_ids(opened: Opened, texts: Sequence[str]) -> list[tuple[int, ...]]:
             found=f"none in {opened.folder}",
             do="copy the tokenizer there, or write 'gate_mode: random'",
         )
-    begin = tokens.named.get("bos", "")
+    begin = [n for n in (tokens.ids.get(tokens.named.get("bos", "")),) if n is not None]
     if tokens.data is not None:
-        made = loaded(tokens)
-        return [tuple(e.ids) for e in made.encode_batch([begin + t for t in texts], add_special_tokens=False)]
+        return [(*begin, *e.ids) for e in loaded(tokens).encode_batch(list(texts), add_special_tokens=False)]
     older = tokenizer(tokens.path.parent)
-    return [tuple(older(begin + text, add_special_tokens=False).input_ids) for text in texts]
-
-
-def check_type(opened: Opened, where: Where | None) -> None:
-    """Raise `PlanError` for a model that transformers has no class of its own for."""
-    with transformers() as library:
-        kind = opened.config.get("model_type")
-        if kind not in library.models.auto.configuration_auto.CONFIG_MAPPING:
-            raise PlanError(
-                f"transformers has no class for {opened.ref}, whose hidden states are asked for",
-                wanted="a model type that it knows",
-                found=str(kind),
-                do="write 'gate_mode: cheap_embed' or 'random'",
-                where=where,
-            )
+    return [(*begin, *older(text, add_special_tokens=False).input_ids) for text in texts]
 
 
 class _Enough(Exception):  # noqa: N818
     """Every layer was called: the rest of the model has nothing to do."""
 
 
-def entering(opened: Opened, stack: Stack, prompts: Sequence[Tensor], last: int) -> Iterator[tuple[int, list[Tensor]]]:
-    """(layer, what enters it for each prompt) up to layer `last`; a prompt is its embeddings, float32 [tokens, hidden]."""
-    with transformers() as library:
-        config = library.models.auto.configuration_auto.CONFIG_MAPPING[opened.config["model_type"]]
-        made = config.from_dict({k: v for k, v in opened.config.items() if k not in ("dtype", "torch_dtype")})
-        with torch.device("meta"):
-            network = library.AutoModel.from_config(made, attn_implementation="eager", dtype=torch.float32)
-    network = network.eval()
-    layers = getattr(network, stack.prefix.removeprefix("model.").strip("."), None)
-    if layers is None or len(layers) < stack.count:
-        raise ModelError(f"transformers knows other layers than {opened.ref} has", wanted=stack.prefix, found="none")
-    _rotary(network)
-    groups = list(_groups(prompts))
-    states = [_side_by_side([prompts[i] for i in group]) for group in groups]
-    with torch.inference_mode(), one_thread():
-        calls = [_calls(network, layers, state) for state in states]
-        for i in range(last + 1):
-            entered: list[Tensor] = [torch.empty(0)] * len(prompts)
-            for group, state in zip(groups, states, strict=True):
-                for row, prompt in enumerate(group):
-                    entered[prompt] = state[row, : len(prompts[prompt])]
-            yield i, entered
-            if i < last:
-                layer = _filled(layers[i], opened, stack, i)
-                for g, state in enumerate(states):
-                    out = layer(state, **calls[g][i])
-                    states[g] = out if torch.is_tensor(out) else out[0]
-                layer.to("meta")
+class Network:
+    """The layers of a model as transformers has them, without weights.
+
+    Raises `PlanError` for a model that transformers has no class of its own for, or whose layers it knows otherwise.
+    """
+
+    def __init__(self, opened: Opened, stack: Stack, where: Where | None = None) -> None:
+        self._opened, self._stack = opened, stack
+        with transformers() as library:
+            kind, known = opened.config.get("model_type"), library.models.auto.configuration_auto.CONFIG_MAPPING
+            do = "write 'gate_mode: cheap_embed' or 'random'"
+            if kind not in known:
+                what = f"transformers has no class for {opened.ref}, whose hidden states are asked for"
+                raise PlanError(what, wanted="a model type that it knows", found=str(kind), do=do, where=where)
+            config = known[kind].from_dict(
+                {k: v for k, v in opened.config.items() if k not in ("dtype", "torch_dtype")}
+            )
+            with torch.device("meta"):
+                network = library.AutoModel.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        self._network = network.eval()
+        self._layers = getattr(network, stack.prefix.removeprefix("model.").strip("."), ())
+        wanted = {stack.name(i, name) for i, layer in enumerate(self._layers) for name in layer.state_dict()}
+        if lacking := sorted(wanted - opened.checkpoint.specs.keys()) or len(self._layers) != stack.count:
+            found = f"no {lacking[0]}" if isinstance(lacking, list) else f"{stack.count} layers"
+            what = f"the layers of {opened.ref} are not those that transformers wants"
+            raise PlanError(what, wanted=f"those of {type(network).__name__}", found=found, do=do, where=where)
+        for parent in list(network.modules()):
+            for name, child in list(parent.named_children()):
+                if name.endswith("rotary_emb"):  # tables that are made, not read
+                    setattr(parent, name, type(child)(child.config))
+
+    def entering(self, prompts: Sequence[Tensor], last: int) -> Iterator[tuple[int, list[Tensor]]]:
+        """(layer, what enters it for each prompt) up to layer `last`; a prompt is its embeddings, float32 [tokens, hidden]."""
+        groups = list(_groups(prompts))
+        with torch.inference_mode(), one_thread():
+            states = [
+                torch.nn.utils.rnn.pad_sequence([prompts[i] for i in group], batch_first=True) for group in groups
+            ]
+            calls = [self._calls(state) for state in states]
+            for i in range(last + 1):
+                entered: list[Tensor] = [torch.empty(0)] * len(prompts)
+                for group, state in zip(groups, states, strict=True):
+                    for row, prompt in enumerate(group):
+                        entered[prompt] = state[row, : len(prompts[prompt])]
+                yield i, entered
+                if i < last:
+                    layer = self._filled(i)
+                    for g, state in enumerate(states):
+                        out = layer(state, **calls[g][i])
+                        states[g] = out if torch.is_tensor(out) else out[0]
+                    layer.to("meta")
+
+    def _calls(self, states: Tensor) -> list[dict[str, Any]]:
+        """With what else each layer is called when the model is given these embeddings: masks, positions."""
+        found: list[dict[str, Any]] = []
+
+        def noted(state: Tensor, *args: Any, **more: Any) -> Tensor:
+            found.append(more)
+            if len(found) == len(self._layers):
+                raise _Enough
+            return state
+
+        for layer in self._layers:
+            layer.forward = noted
+        try:
+            self._network(inputs_embeds=states, use_cache=False)
+        except _Enough:
+            pass
+        finally:
+            for layer in self._layers:
+                del layer.forward
+        return found
+
+    def _filled(self, number: int) -> Any:
+        """A layer with its weights, in float32."""
+        layer, read = self._layers[number].to_empty(device="cpu"), self._opened.checkpoint.read
+        wanted = {name: read(self._stack.name(number, name)).float() for name in layer.state_dict()}
+        layer.load_state_dict(wanted, assign=True)
+        return layer
 
 
 def _groups(prompts: Sequence[Tensor]) -> Iterator[list[int]]:
@@ -97,49 +133,3 @@ def _groups(prompts: Sequence[Tensor]) -> Iterator[list[int]]:
         group.append(i)
     if group:
         yield group
-
-
-def _side_by_side(prompts: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
-
-
-def _calls(network: Any, layers: Any, states: Tensor) -> list[dict[str, Any]]:
-    """With what else each layer is called when the model is given these embeddings: masks, positions."""
-    found: list[dict[str, Any]] = []
-
-    def noted(state: Tensor, *args: Any, **more: Any) -> Tensor:
-        found.append(more)
-        if len(found) == len(layers):
-            raise _Enough
-        return state
-
-    for layer in layers:
-        layer.forward = noted
-    try:
-        network(inputs_embeds=states, use_cache=False)
-    except _Enough:
-        pass
-    finally:
-        for layer in layers:
-            del layer.forward
-    return found
-
-
-def _rotary(network: Any) -> None:
-    """Rotary embeddings have tables that are made, not read."""
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if name.endswith("rotary_emb"):
-                setattr(parent, name, type(child)(child.config))
-
-
-def _filled(layer: Any, opened: Opened, stack: Stack, number: int) -> Any:
-    """The layer with its weights, in float32."""
-    layer = layer.to_empty(device="cpu")
-    wanted, specs = layer.state_dict(), opened.checkpoint.specs
-    lacking = [name for name in wanted if stack.name(number, name) not in specs]
-    if lacking:
-        found = f"no {', no '.join(lacking[:3])}"
-        raise ModelError(f"layer {number} of {opened.ref} is not what transformers wants", wanted="its tensors", found=found)
-    layer.load_state_dict({name: opened.checkpoint.read(stack.name(number, name)).float() for name in wanted}, assign=True)
-    return layer

@@ -76,4 +76,5 @@ def normal(seed: int, tensor: str, model: int, start: int, count: int) -> Tensor
 
     The quantiles at `uniform` + 2^-25, computed in float64.
     """
-    return torch.special.ndtri(uniform(seed, tensor, model, start, count).double() + 2.0**-25).float()
+    quantiles: Tensor = torch.special.ndtri(uniform(seed, tensor, model, start, count).double() + 2.0**-25)
+    return quantiles.float()

@@ -40,7 +40,11 @@ def provenance(plan: Plan, hash_inputs: bool = False, chat_template: bool = Fals
         "stacking": stacking(plan),
         "seed": plan.seed,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "safetensors")}},
-        "models": [_model(plan, i, hash_inputs) for i, model in enumerate(plan.models) if model.opened.files or model.opened.repo],
+        "models": [
+            _model(plan, i, hash_inputs)
+            for i, model in enumerate(plan.models)
+            if model.opened.files or model.opened.repo
+        ],
         **({"nested": [provenance(inner, hash_inputs) for inner in plan.nested]} if plan.nested else {}),
         "config_and_tokenizer_from": str(plan.models[plan.donor].ref),
         "output": {

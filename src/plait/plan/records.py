@@ -71,7 +71,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a plan makes that is no merge by a method of the registry: its name, a sentence, a paper, the command to do it again."""
+    """What a plan makes that is no merge by a method: its name, a sentence, a paper, the command to do it again."""
 
     name: str
     summary: str
@@ -99,6 +99,11 @@ class Plan:
     memo: dict[Any, Any] = field(
         default_factory=dict, compare=False, repr=False
     )  # surveys of the whole model, once made
+
+    @property
+    def title(self) -> str:
+        """What makes the output: the recipe's method, or the verb."""
+        return self.made.name if self.made else self.recipe.method
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
