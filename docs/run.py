@@ -28,8 +28,9 @@ from typing import Any
 import yaml
 
 import plait
-from plait import cli, fit
+from plait import cli, fit, moe
 from plait.demo.story import unpack
+from plait.merged import Merge
 from plait.methods import registry
 from plait.recipe import load
 
@@ -106,7 +107,11 @@ def _folder() -> Iterator[None]:
 
 def _recipe(text: str, wrong: bool) -> None:
     *stages, parameters = yaml.safe_load_all(text)
-    if "merge_method" not in parameters:
+    if "experts" in parameters and not wrong:
+        with tempfile.TemporaryDirectory() as out:
+            Merge(moe.prepare(text).plan).save(out)
+        return
+    if "merge_method" not in parameters and not wrong:
         fitting = (m for m in AROUND if parameters.keys() <= {p.name for p in registry()[m].parameters})
         method = next(fitting)
         weight = "  weight: 1\n" if method == "ties" and "weight" not in parameters else ""

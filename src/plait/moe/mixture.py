@@ -18,7 +18,6 @@ from plait.checkpoint import home
 from plait.checkpoint.source import Opened
 from plait.errors import PlaitError, PlanError, Problems, Where, raise_all
 from plait.layout import SHARD_SIZE, layout
-from plait.merged import Merge
 from plait.method import bind
 from plait.methods.passthrough import passthrough
 from plait.moe.choose import choose, config, facts, filled, homeless
@@ -66,10 +65,13 @@ def prepare(
     code = CODES[lora_merge_dtype] if lora_merge_dtype else None
     opening = Preparing(lenient, options, Path(cache) if cache else None, code, {})
     within = (os.path.realpath(asked.path),) if asked.path else ()
-    models, problems = [], [] if alike or lenient else _alike(asked)
+    models: list[Model] = []
+    nested: list[Plan] = []
+    problems = [] if alike or lenient else _alike(asked)
     for ref, where in _references(asked).items():
         try:
-            opened = opening.open(ref, recipe, within)
+            opened, inner = opening.open(ref, recipe, within)
+            nested += [inner] if inner else []
             models.append(Model(opened, arch.infer(opened.checkpoint.specs, opened.checkpoint.config)))
         except PlaitError as error:
             found = error.problems if isinstance(error, Problems) else [error]
@@ -78,7 +80,7 @@ def prepare(
             problems += found
     raise_all(problems)
     mixing = _mixing(asked, models)
-    plan = mixing.plan(recipe, options)
+    plan = replace(mixing.plan(recipe, options), nested=tuple(nested))
     if expert_layout == "fused" or mixing.family.packed:
         plan = packed(plan, mixing.family, mixing.mlps[asked.keys.base_model].stack)
     return Prepared(plan, mixing.family, mixing.gates)
@@ -183,7 +185,6 @@ class _Mixing:
             notes=tuple(notes),
             seed=seed,
             options=options,
-            nested=tuple(m.opened.checkpoint.plan for m in self.models if isinstance(m.opened.checkpoint, Merge)),
             made=Made(
                 "moe",
                 f"a mixture of {count} experts, {top} for each token; all but the experts is the base's.",
