@@ -51,7 +51,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": ("GEMMA3", "Gemma3", {**WIDE, "tie_word_embeddings": True, "query_pre_attn_scalar": 32}),
     "phi3": ("PHI3", "Phi3", {"pad_token_id": 0, "sliding_window": 99}),
     "qwen2moe": ("QWEN2MOE", "Qwen2Moe", SHARED),
-    "qwen3moe": ("QWEN3MOE", "Qwen3Moe", EXPERTS),
+    "qwen3moe": ("QWEN3MOE", "Qwen3Moe", {**EXPERTS, "norm_topk_prob": True}),
     "mixtral": ("LLAMA", "Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from plait.checkpoint.gguf.names import Family
 
-_KEYS = {
+#: metadata of llama.cpp, after the architecture's name -> config.json
+KEYS = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -28,7 +30,7 @@ _KEYS = {
 _TOKENS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
 _BIASES = {"attention_bias": "attn_q", "mlp_bias": "ffn_up"}
 #: layers of the models of 27 billion parameters, whose attention is scaled by hidden_size / heads
-_LARGE = {"gemma2": 46, "gemma3_text": 62}
+LARGE = {"gemma2": 46, "gemma3_text": 62}
 
 
 def config(
@@ -43,15 +45,17 @@ def config(
     `rope`: what tensors tell of the positions.
     """
     made: dict[str, Any] = {"architectures": [family.kind], "model_type": family.model_type}
-    for key, name in _KEYS.items():
+    for key, name in KEYS.items():
         if (value := field(f"{architecture}.{key}")) is not None:
             made[name] = float(f"{value:.7g}") if isinstance(value, float) else value  # it is a float32
     if "head_dim" not in made and family.rotated and (size := field(f"{architecture}.rope.dimension_count")):
         made["head_dim"] = size
     if experts := field(f"{architecture}.expert_count"):
         made["num_local_experts" if family.model_type == "mixtral" else "num_experts"] = experts
+    if family.model_type == "qwen3_moe":
+        made["norm_topk_prob"] = True  # as llama.cpp computes; the class's own default is another
     if family.model_type.startswith("gemma") and family.model_type != "gemma" and "head_dim" in made:
-        large = made.get("num_hidden_layers") == _LARGE[family.model_type]
+        large = made.get("num_hidden_layers") == LARGE[family.model_type]
         heads = made.get("num_attention_heads")
         made["query_pre_attn_scalar"] = made.get("hidden_size", 0) // heads if large and heads else made["head_dim"]
     if family.model_type == "qwen2" or family.model_type.startswith("qwen2_"):
@@ -80,18 +84,24 @@ def llama3(factors: list[float], theta: float, size: int) -> dict[str, Any] | No
 
     Their parameters are 1, 4 and 8192; only the factor differs, and is the largest divisor.
     """
-    factor, low, high, context = max(factors), 1.0, 4.0, 8192
-    for i, found in enumerate(factors):
-        length = 6.283185307179586 * theta ** (2 * i / size)
-        smooth = (context / length - low) / (high - low)
-        wanted = (
-            1.0
-            if length < context / high
-            else factor
-            if length > context / low
-            else 1 / ((1 - smooth) / factor + smooth)
-        )
-        if abs(found - wanted) > 1e-3 * wanted:
-            return None
-    scaling = {"factor": factor, "low_freq_factor": low, "high_freq_factor": high, "rope_type": "llama3"}
-    return {"rope_scaling": scaling | {"original_max_position_embeddings": context}}
+    scaling = {"factor": max(factors), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    wanted = llama3_divisors(theta, size, 8192, **scaling)
+    if any(abs(x - y) > 1e-3 * y for x, y in zip(factors, wanted, strict=True)):
+        return None
+    return {"rope_scaling": scaling | {"rope_type": "llama3", "original_max_position_embeddings": 8192}}
+
+
+def llama3_divisors(
+    theta: float, size: int, context: int, factor: float, low_freq_factor: float, high_freq_factor: float
+) -> list[float]:
+    """By what the frequencies of a head of `size` are divided, `size / 2` numbers.
+
+    Source: `_compute_llama3_parameters` of transformers; Llama 3.1, https://arxiv.org/abs/2407.21783
+    """
+    divisors = []
+    for i in range(size // 2):
+        length = 2 * math.pi * theta ** (2 * i / size)
+        smooth = (context / length - low_freq_factor) / (high_freq_factor - low_freq_factor)
+        short, long = length < context / high_freq_factor, length > context / low_freq_factor
+        divisors.append(1.0 if short else factor if long else 1 / ((1 - smooth) / factor + smooth))
+    return divisors

@@ -70,6 +70,21 @@ FAMILIES = {
 }
 
 
+def stored_name(family: Family, name: str) -> tuple[str, int | None] | None:
+    """What llama.cpp calls a tensor of transformers, and which expert's part of it this is; None for a name that is not known."""
+    match = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)", name)
+    if match is None:
+        return None
+    layer, own, kind = match.groups()
+    expert = re.search(r"\.experts\.(\d+)\.", own) if layer else None
+    if expert:
+        own = own.replace(expert[0], ".experts.{}.")
+    known = {theirs: ours for ours, theirs in ({**_LAYER, **family.names} if layer else _LOOSE).items()}
+    if own not in known:
+        return None
+    return f"blk.{layer}.{known[own]}.{kind}" if layer else f"{known[own]}.{kind}", int(expert[1]) if expert else None
+
+
 @dataclass(frozen=True)
 class Part:
     """A tensor of the model: which rows of the matrix view of a stored one it is, and its shape."""
