@@ -58,6 +58,7 @@ ROOMS = [
         "surgery",
         "moe",
         "export",
+        "lora",
         "testing",
         "demo",
         "cli",
@@ -67,7 +68,7 @@ ROOMS = [
 ]
 #: third-party packages at the top of a file
 TOP = {
-    "torch": {"evaluate", "diff", "report", "surgery", "testing", "demo"},
+    "torch": {"evaluate", "diff", "report", "surgery", "lora", "testing", "demo"},
     "plait.lazy": {
         "brick",
         "bricks",

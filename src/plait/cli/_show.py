@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
@@ -151,3 +151,10 @@ def counting(total: int, what: str, quiet: bool = False) -> Iterator[Callable[[i
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda done: bar.advance(task, done)
+
+
+@contextmanager
+def modules(quiet: bool = False) -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """Yields a function that is told how many modules there are, and gives one that is told the finished ones."""
+    with ExitStack() as stack:
+        yield lambda total: stack.enter_context(counting(total, "modules", quiet))

@@ -26,3 +26,10 @@ def stacked(models: Sequence[str], order: Sequence[Layer], dtype: str | None = N
             runs.append((model, layer, layer + 1))
     slices = [{"sources": [{"model": models[m], "layer_range": [start, stop]}]} for m, start, stop in runs]
     return {"merge_method": "passthrough", "slices": slices, **({"dtype": dtype} if dtype else {})}
+
+
+def over(base: str, models: Sequence[str], weights: Sequence[float] = ()) -> dict[str, Any]:
+    """The recipe that adds the changes of models to their base, each times its weight, or 1."""
+    shares = weights or [1.0] * len(models)
+    entries = [{"model": m, "parameters": {"weight": w}} for m, w in zip(models, shares, strict=True)]
+    return {"merge_method": "task_arithmetic", "base_model": base, "models": entries}
