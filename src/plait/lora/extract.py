@@ -205,7 +205,7 @@ def _no_tables(plan: Plan) -> str | None:
         return "the head is tied to it, and would stay the base's"
     specs = plan.specs
     biased = [n for name in specs if name.endswith(".bias") and (n := f"{name.removesuffix('bias')}weight") in specs]
-    if any(kind_of(name, specs[name]) == "linear" for name in biased):
+    if any(kind_of(name, specs[name]) == "matrix" for name in biased):
         return "PEFT has no factors for embeddings in adapters that change biases"
     return None
 
@@ -256,7 +256,7 @@ def _work(plan: Plan, job: _Job, limit: Limit, wide: str, distribute: bool, code
         return done
     change = changes.pop(f"{job.module}.weight")
     shape = tuple(change.shape)
-    table, across = job.kind == "table", job.kind == "linear" and turn
+    table, across = job.kind == "table", job.kind == "matrix" and turn
     x = change.mT if table or across else change.flatten(1)
     found = narrow(x, limit, job.module, plan.seed)
     dtype = torch_dtype(code)

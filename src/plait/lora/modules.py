@@ -9,7 +9,7 @@ from typing import Literal
 from plait.arch import Architecture
 from plait.types import TensorSpec
 
-Kind = Literal["linear", "conv", "table"]
+Kind = Literal["matrix", "conv", "table"]
 
 _TABLE = re.compile(r"(?:^|_)embed|embeddings?$|^w[tp]e$|^shared$|relative_attention_bias")
 _NOT_TABLE = re.compile(r"(?:^|_)embed_out$")  # the head of GPT-NeoX
@@ -24,7 +24,7 @@ def kind_of(name: str, spec: TensorSpec) -> Kind | None:
         return None
     last = module.rpartition(".")[2]
     if len(spec.shape) == 2:
-        return "table" if _TABLE.search(last) and not _NOT_TABLE.search(last) else "linear"
+        return "table" if _TABLE.search(last) and not _NOT_TABLE.search(last) else "matrix"
     return "conv" if len(spec.shape) == 4 and spec.shape[1] > 1 else None
 
 
@@ -33,7 +33,7 @@ def turned(specs: Mapping[str, TensorSpec]) -> bool:
     votes = [
         bias.shape == spec.shape[1:]
         for name, spec in specs.items()
-        if kind_of(name, spec) == "linear" and spec.shape[0] != spec.shape[1]
+        if kind_of(name, spec) == "matrix" and spec.shape[0] != spec.shape[1]
         if (bias := specs.get(name.removesuffix("weight") + "bias")) is not None
     ]
     return sum(votes) > len(votes) / 2
