@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from plait.front import open as open
     from plait.merged import Merge as Merge
     from plait.method import Method as Method
+    from plait.reproduce import reproduce as reproduce
+    from plait.verify import verify as verify
 
 _HOME = {
     "Checkpoint": "checkpoint",
@@ -38,6 +40,8 @@ _HOME = {
     "merge": "front",
     "open": "front",
     "Method": "method",
+    "reproduce": "reproduce",
+    "verify": "verify",
 }
 
 

@@ -29,6 +29,8 @@ from plait.vocabulary.shared import one_vocabulary, unlike
 Source = str | os.PathLike[str] | Mapping[str, Any]
 #: what a stage's name stands for: a recipe that is streamed, or the folder of one that has been written
 Stage = Recipe | Path
+#: model reference as the recipe has it -> commit of the model, commit of its adapter
+Pins = Mapping[str, tuple[str | None, str | None]]
 
 
 def prepare(
@@ -43,10 +45,14 @@ def prepare(
     cache: str | os.PathLike[str] | None = None,
     lora_merge_dtype: str | None = None,
     stages: Mapping[str, Stage] | None = None,
+    relative_to: Path | None = None,
+    pins: Pins | None = None,
 ) -> Plan:
     """Read and check a recipe, open its models (headers only), and plan the merge; raises every problem that is found.
 
     `stages` are names that stand for recipes, or for folders; by default those of the other documents in the same file.
+    `relative_to`: where relative paths start that do not from the current directory; by default beside the recipe.
+    `pins`: model -> the commits, of itself and of its adapter, that are meant by it now.
     """
     with _many_small_records():
         return _prepared(
@@ -56,6 +62,8 @@ def prepare(
             cache,
             lora_merge_dtype,
             stages,
+            relative_to,
+            pins,
         )
 
 
@@ -66,11 +74,15 @@ def _prepared(
     cache: str | os.PathLike[str] | None,
     lora_merge_dtype: str | None,
     given: Mapping[str, Stage] | None,
+    relative_to: Path | None,
+    pins: Pins | None,
 ) -> Plan:
     recipe, beside = (source, {}) if isinstance(source, Recipe) else _recipe(source, lenient)
     stages = beside if given is None else given
     within = (os.path.realpath(recipe.path),) if recipe.path else ()
-    preparing = Preparing(lenient, options, Path(cache) if cache else None, _code(lora_merge_dtype), stages)
+    preparing = Preparing(
+        lenient, options, Path(cache) if cache else None, _code(lora_merge_dtype), stages, relative_to, pins or {}
+    )
     plan = preparing.plan(recipe, within)
     left = ", ".join(name for name in beside if name not in preparing.used)
     return plan.with_notes([f"stages that the last one does not need are not made: {left}"]) if left else plan
@@ -85,6 +97,8 @@ class Preparing:
     cache: Path | None
     lora_dtype: str | None
     stages: Mapping[str, Stage]
+    relative_to: Path | None = None
+    pins: Pins = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
     def plan(self, recipe: Recipe, within: tuple[str, ...]) -> Plan:
@@ -136,17 +150,20 @@ class Preparing:
 
     def open(self, ref: ModelRef, recipe: Recipe, within: tuple[str, ...]) -> tuple[Opened, Plan | None]:
         """The model, and its plan if it is a merge."""
-        beside = Path(recipe.path).parent if recipe.path else None
+        beside = self.relative_to or (Path(recipe.path).parent if recipe.path else None)
         folder = self.stages.get(ref.path) if ref.revision is None else None
+        nested = None
         if isinstance(folder, Path):
             self.used.add(ref.path)
-            ref, named = replace(ref, path=str(folder)), ref
-            opened = open_model(ref, cache=self.cache, relative_to=beside, lora_dtype=self.lora_dtype)
-            return replace(opened, ref=named), None
-        nested = self.nested(ref, beside)
+            meant = replace(ref, path=str(folder))
+        else:
+            nested = self.nested(ref, beside)
+            revision, adapter = self.pins.get(str(ref), (ref.revision, ref.adapter_revision))
+            meant = replace(ref, revision=revision, adapter_revision=adapter)
         if nested is None:
-            opened = open_model(ref, cache=self.cache, relative_to=beside, lora_dtype=self.lora_dtype, fetch=False)
-            return opened, None
+            fetch = isinstance(folder, Path)
+            opened = open_model(meant, cache=self.cache, relative_to=beside, lora_dtype=self.lora_dtype, fetch=fetch)
+            return replace(opened, ref=ref), None
         inner, name = nested
         if name in within:
             circle = " -> ".join((*within[within.index(name) :], name))

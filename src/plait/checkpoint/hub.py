@@ -26,7 +26,8 @@ SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.tiktoken", "L
 #: of these, what planning needs; and anything that is no larger than `SMALL` bytes
 PLANNED = ("config.json", "*.index.json", "tokenizer_config.json", "chat_template.*", "adapter_config.json")
 SMALL = 100_000
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+#: org/name or name, neither beginning with a dot, as `../name` does
+HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
 TRIES = 5  # of one request
 DOWNLOADS = 2  # of a file; huggingface_hub repeats what it asks, too

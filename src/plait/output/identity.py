@@ -28,20 +28,22 @@ def options(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name != "seed"}
 
 
-def key(plan: Plan, facts: Mapping[str, Any], stamps: Stamps) -> dict[str, Any]:
-    """The journal's key: equal keys mean equal bytes. `facts`: the provenance. Each part is named in the error for a change."""
-    times: dict[str, list[int | None]] = {}
-    for model in plan.models:
-        times[str(model.ref)] = [(stamp := stamps.get(path)) and stamp[2] for path in model.opened.files]
+def key(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the bytes of a merge with this provenance: equal keys mean equal bytes. A change is told by its part."""
     return {
-        "recipe": hashlib.sha256(plan.recipe.text.encode("utf-8", "surrogatepass")).hexdigest(),
+        "recipe": hashlib.sha256(facts["recipe"].encode("utf-8", "surrogatepass")).hexdigest(),
         "tensors": facts["plan"],
-        "seed": plan.seed,
+        "seed": facts["seed"],
         "options": facts["options"],
-        "model": {m["model"]: [m["revision"], m["fingerprint"], times[m["model"]]] for m in facts["models"]},
+        "model": {model["model"]: [model["revision"], model["fingerprint"]] for model in facts["models"]},
         "methods": facts["methods"],
         "versions": {"plait": facts["plait"], **facts["versions"]},
     }
+
+
+def times(plan: Plan, stamps: Stamps) -> dict[str, list[int | None]]:
+    """When the weight files of each model were written, in ns; a fingerprint looks at a part of a file only."""
+    return {str(m.ref): [(stamp := stamps.get(path)) and stamp[2] for path in m.opened.files] for m in plan.models}
 
 
 def digest(plan: Plan) -> str:

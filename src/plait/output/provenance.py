@@ -20,7 +20,7 @@ from plait.output.parents import stated
 from plait.plan import Plan
 from plait.types import DTYPES
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def provenance(plan: Plan, hash_inputs: bool = False, chat_template: bool = False) -> dict[str, Any]:

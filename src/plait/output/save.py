@@ -13,7 +13,7 @@ from plait.errors import OutputError
 from plait.journal import HASH, NAME, refuse_leftover
 from plait.layout import index_json
 from plait.output.card import card, title
-from plait.output.identity import digest, key, options, own_methods, refuse_changed, stamps
+from plait.output.identity import digest, key, options, own_methods, refuse_changed, stamps, times
 from plait.output.inputs import fetch
 from plait.output.provenance import provenance
 from plait.output.sidefiles import clear, side_files
@@ -85,7 +85,8 @@ def save(
     anew = perhaps and stage is not None
     check_output(out, space, _inputs(plan), begins or anew)
     again = force or stage is not None
-    with Writer(out, plan.shards, plan.specs, key(plan, facts, before), resume=resume, force=again) as writer:
+    decides = {**key(facts), "files written": times(plan, before)}
+    with Writer(out, plan.shards, plan.specs, decides, resume=resume, force=again) as writer:
         if progress:
             progress(sum(plan.specs[name].nbytes for name in writer.kept))
         try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from plait.checkpoint.directory import SafetensorsFiles, read_json, weight_files
-from plait.errors import OutputError, PlaitError
+from plait.errors import ModelError, OutputError, PlaitError
 from plait.journal import HASH, changes, digest
 from plait.output.hashes import sha256
 from plait.output.identity import Stamps
@@ -66,6 +67,26 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _plain(key: str, value: Any) -> Any:
     return {m["model"]: [m["revision"], m["fingerprint"]] for m in value or ()} if key == "models" else value
+
+
+def listed(files: object) -> dict[str, str]:
+    """File name -> SHA-256 as a provenance has them; raises `ModelError` for names that leave the folder, or no such list."""
+    good = isinstance(files, dict) and all(
+        isinstance(name, str) and isinstance(hashed, str) and name.isprintable() and not _leaves(name)
+        for name, hashed in files.items()
+    )
+    if not isinstance(files, dict) or not good:
+        raise ModelError(
+            f"{PROVENANCE} lists no files of its folder",
+            wanted="files: {name: SHA-256}",
+            found=ascii(files)[:80],
+            do="it is not as plait wrote it: make the merge again",
+        )
+    return files
+
+
+def _leaves(name: str) -> bool:
+    return os.path.isabs(name) or ".." in name.replace("\\", "/").split("/")
 
 
 def json_text(data: object) -> str:
