@@ -85,12 +85,12 @@ TOP = {
         "estimate",
         "moe",
     },
-    "xxhash": {"journal", "writer"},
+    "xxhash": {"verify", "journal", "writer"},
     "safetensors": {"demo"},
     "yaml": {"recipe", "output", "evaluate", "demo"},
     "pydantic": {"recipe"},
     "pydantic_core": {"recipe"},
-    "numpy": {"vocabulary", "evaluate", "ops", "methods", "diff", "moe"},
+    "numpy": {"verify", "vocabulary", "evaluate", "ops", "methods", "diff", "moe"},
     "click": {"cli"},
 }
 #: and inside of a function, where they are used
