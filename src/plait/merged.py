@@ -53,8 +53,8 @@ class Merge:
 
         Such a folder is a temporary one, which lives as long as the merge.
         """
-        donor = self.plan.models[self.plan.donor].opened.folder
-        if self.plan.recipe.chat_template is None and self.plan.vocabulary is None:
+        donor, words = (opened := self.plan.models[self.plan.donor].opened).folder, opened.words
+        if self.plan.recipe.chat_template is None and self.plan.vocabulary is None and words is None:
             return donor
         if self._beside is None:
             self._beside = Path(mkdtemp(prefix="plait-"))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import make
 import plait
+import vocabularies
 from loras import lora
 from plait.checkpoint import InMemory
 from plait.checkpoint.adapter import Adapted, open_adapter
@@ -38,7 +39,7 @@ SIZES: dict[str, Any] = {
 
 
 def llama(**more: Any) -> Any:
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **more))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**(SIZES | more)))
 
 
 def gpt2() -> Any:
@@ -199,6 +200,48 @@ def test_as_peft_runs_a_tied_base(kind: str, tmp_path: Path) -> None:
     assert ("lm_head.weight" in merge.specs, merge.config["tie_word_embeddings"]) == (untied, not untied)
     found = logits(merge.to_transformers().eval())
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+RESIZED: dict[str, dict[str, Any]] = {
+    "saved": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "saved beside it": {"target_modules": ["q_proj"]},
+    "adapted": {"target_modules": ["q_proj", "embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", RESIZED)
+def test_other_tokens(kind: str, tied: bool, tmp_path: Path) -> None:
+    """An adapter that was trained with more or fewer tokens gives the model that PEFT runs, with the adapter's tokenizer."""
+    made = vocabularies.tokenizer("byte-level", vocabularies.PLAIN, 90)
+    count = made.get_vocab_size()
+    model = llama(tie_word_embeddings=tied, vocab_size=count)
+    model.save_pretrained(tmp_path / "base")
+    made.save(str(tmp_path / "base" / "tokenizer.json"))
+    made.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    model.resize_token_embeddings(count + 2)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=3, **RESIZED[kind])).eval()
+    with torch.no_grad():
+        for x in tuned.parameters():
+            if x.requires_grad:
+                x += torch.randn(x.shape) * 0.2
+    tuned.save_pretrained(tmp_path / "lora", save_embedding_layers=True)
+    made.save(str(tmp_path / "lora" / "tokenizer.json"))
+    ref = f"{tmp_path / 'base'}+{tmp_path / 'lora'}"
+    if kind == "adapted" and not tied:  # the file does not have the head's new rows
+        with pytest.raises(PlaitError, match="does not fit its base"):
+            plait.open(ref)
+        return
+    merge = plait.merge(make.recipe("passthrough", ref, parameters={}))
+    out = merge.save(tmp_path / "out").out
+    network = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    assert (logits(network) - logits(tuned)).abs().max() < 1e-5 * logits(tuned).abs().max()
+    assert merge.config["vocab_size"] == count + 2
+    assert (out / "tokenizer.json").read_bytes() == (tmp_path / "lora" / "tokenizer.json").read_bytes()
+    assert any(f"trained with {count + 2} tokens" in note for note in merge.plan.notes)
+    recipe = make.recipe("task_arithmetic", ref, base=tmp_path / "base", tokenizer={"source": "union"})
+    united, both = plait.merge(recipe), plait.open(ref)
+    assert torch.allclose(united.read("model.embed_tokens.weight"), both.read("model.embed_tokens.weight"), atol=2e-7)
 
 
 def test_blocks_change_no_bit(tmp_path: Path) -> None:

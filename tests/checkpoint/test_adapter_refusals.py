@@ -75,7 +75,7 @@ WRONG: dict[str, tuple[str, Callable[[Path, make.Tensors], Path]]] = {
         spoiled(lambda made: made.update({"base_model.model.score.weight": torch.ones(2, 8)})),
     ),
     "a larger vocabulary": (
-        "as in the base",
+        "does not fit its base",
         spoiled(lambda made: made.update({"base_model.model.lm_head.weight": torch.ones(18, 8)})),
     ),
     "unknown tensor": ("does not know", spoiled(lambda made: made.update({f"{AT}.lora_E": torch.ones(4, 1)}))),

@@ -15,6 +15,8 @@ from plait.checkpoint.remote import RemoteFiles
 from plait.errors import ModelError
 from plait.types import ModelRef
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -29,6 +31,7 @@ class Opened:
     checkpoint: Checkpoint = field(repr=False)
     files: tuple[Path, ...] = field(default=(), repr=False)  # that hold the weights, on this disk
     adapter_revision: str | None = None
+    words: Path | None = None  # a folder whose tokenizer is the model's instead of the one in `folder`
     repo: hub.Repo | None = field(default=None, repr=False)
     remote: RemoteFiles | None = field(default=None, repr=False)  # weights that were not all in the cache when opened
 
@@ -40,6 +43,11 @@ class Opened:
         """Whether the folder has this file, or will have it once it is fetched."""
         there = self.folder is not None and (self.folder / name).is_file()
         return there or (self.repo is not None and name in self.repo.files)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder with the tokenizer; of a model that is a file, it may lie beside it."""
+        return self.words or self.folder or next((path.parent for path in self.files), None)
 
     def mark(self, name: str) -> object:
         """What tells this file from others without looking into it: the Hub's hash, or where it lies; None without one."""
@@ -152,9 +160,11 @@ def adapted(
         hub.fetch(repo, [*repo.side_files(), *(name for name in repo.files if name.startswith("adapter_model."))])
     adapter = open_adapter(repo.folder if repo else Path(str(local)))
     checkpoint = Adapted(base.checkpoint, adapter, lora_dtype)
+    own = adapter.folder if checkpoint.resized and any((adapter.folder / n).is_file() for n in _TOKENIZERS) else None
     return replace(
         base,
         checkpoint=checkpoint,
+        words=own,
         files=(*base.files, *adapter.files),
         adapter_revision=repo.revision if repo else None,
     )

@@ -106,7 +106,7 @@ def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
     texts: dict[str, str] = {}
     notes = []
     if copy_tokenizer or plan.recipe.tokenizer:
-        copied |= _found(tokenizer.opened, TOKENIZER)
+        copied |= _found(tokenizer.opened, TOKENIZER, words=True)
         if not copied:
             notes.append(f"{tokenizer.ref} has no tokenizer files")
         made = plan.vocabulary.files if plan.vocabulary else {}
@@ -115,7 +115,7 @@ def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
         if left := [name for name, text in made.items() if text is None]:
             notes.append(f"{', '.join(left)} of {tokenizer.ref} cannot hold the output's tokens: left out")
         if template is None:
-            copied |= _found(tokenizer.opened, TEMPLATES, f"{NAMED_TEMPLATES}/*.jinja")
+            copied |= _found(tokenizer.opened, TEMPLATES, f"{NAMED_TEMPLATES}/*.jinja", words=True)
     origins = dict.fromkeys([*copied, *texts], str(tokenizer.ref))
     others = _found(donor.opened, OTHERS)
     copied |= others
@@ -152,12 +152,13 @@ def _json(data: object) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
-def _found(opened: Opened, names: Sequence[str], pattern: str = "") -> dict[str, Path]:
-    """The files of these names, and of the pattern, that a model's folder has or will have."""
-    folder = opened.folder
+def _found(opened: Opened, names: Sequence[str], pattern: str = "", words: bool = False) -> dict[str, Path]:
+    """The files of these names, and of the pattern, that a model's folder has or will have; `words`: the tokenizer's folder."""
+    own = opened.words if words else None
+    folder = own or opened.folder
     if folder is None:
         return {}
-    listed = {name: folder / name for name in names if opened.has(name)}
+    listed = {name: folder / name for name in names if ((folder / name).is_file() if own else opened.has(name))}
     return listed | {str(p.relative_to(folder)): p for p in (sorted(folder.glob(pattern)) if pattern else ())}
 
 
@@ -169,7 +170,11 @@ def _template(plan: Plan) -> tuple[str, str] | None:
     if wanted in NAMED:
         return NAMED[wanted], "plait"
     if wanted == "auto":
-        found = [(text, str(model.ref)) for model in plan.models if (text := _template_of(model.opened.folder))]
+        found = [
+            (text, str(model.ref))
+            for model in plan.models
+            if (text := _template_of(model.opened.words or model.opened.folder))
+        ]
         if not found:
             return None
         text = Counter(text for text, _ in found).most_common(1)[0][0]

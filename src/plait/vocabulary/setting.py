@@ -68,8 +68,7 @@ class Setting:
 
     def tokens(self, i: int) -> Tokens | None:
         if i not in self.read:
-            opened = self.models[i].opened  # of a model that is a file, the tokenizer may lie beside it
-            self.read[i] = read_tokens(opened.folder or next((path.parent for path in opened.files), None))
+            self.read[i] = read_tokens(self.models[i].opened.tokenizer)
         return self.read[i]
 
     def stripped(self, i: int) -> Tokens:

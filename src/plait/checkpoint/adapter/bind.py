@@ -14,7 +14,8 @@ from plait.types import MERGEABLE, TensorSpec
 
 #: model types that store packed experts as [experts, in, out]; needed where in = out
 _IN_OUT = ("gpt_oss", "llama4", "llama4_text", "aria", "aria_text")
-_TABLES = ("embed_tokens.weight", "wte.weight")
+_TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,11 @@ class Change:
 
 def bind(
     adapter: Adapter, specs: Mapping[str, TensorSpec], config: Mapping[str, Any]
-) -> tuple[dict[str, Change], bool]:
-    """name of the output -> change; and whether a tied head has become a tensor of its own. Raises `ModelError`."""
+) -> tuple[dict[str, Change], bool, int | None]:
+    """name of the output -> change; whether a tied head has become a tensor of its own; how many tokens, if not the base's.
+
+    Raises `ModelError`.
+    """
     binder = _Binder(adapter, specs, config)
     for own, name in adapter.replaced.items():
         binder.add(binder.target(own, f"the whole tensor {own}"), replaced=name)
@@ -60,7 +64,7 @@ def bind(
             binder.add(target, bias=(factors.bias, factors.scale))
     for module, name in adapter.tokens.items():
         binder.add(binder.target(f"{module}.weight", f"rows of {module}"), rows=(name, binder.tokens(module, name)))
-    return binder.finish()
+    return *binder.finish(), binder.rows()
 
 
 class _Binder:
@@ -72,7 +76,7 @@ class _Binder:
         text = config.get("text_config")
         inner = text if isinstance(text, dict) else {}
         self.tied = config.get("tie_word_embeddings", inner.get("tie_word_embeddings", False)) is True
-        table = next((name for name in specs if name.endswith(_TABLES)), None) if self.tied else None
+        table = next((name for name in specs if name.endswith(_TABLES[:2])), None) if self.tied else None
         self.table = None if "lm_head.weight" in specs else table
         self.kinds = (config.get("model_type"), inner.get("model_type"))
 
@@ -174,7 +178,14 @@ class _Binder:
         return specs[factors.a].shape, specs[factors.b].shape
 
     def _spec(self, target: str) -> TensorSpec:
-        return self.specs[target if target in self.specs else str(self.table)]
+        """The tensor as the adapter knew it: an embedding that it holds whole may have more or fewer rows than the base's."""
+        spec = self.specs[target if target in self.specs else str(self.table)]
+        change = self.changes.get(target)
+        if change and change.replaced and target.endswith((*_TABLES, *_HEADS)):
+            held = self.adapter.checkpoint.specs[change.replaced].shape
+            if len(held) == len(spec.shape) == 2 and held[1] == spec.shape[1]:
+                return TensorSpec(spec.dtype, held)
+        return spec
 
     def _check(self, target: str) -> None:
         change, spec = self.changes[target], self._spec(target)
@@ -219,9 +230,27 @@ class _Binder:
                 self.changes.setdefault(self.table, replace(head, source=self.table))
             return self.changes, False
         table = self.changes.get(self.table)
+        resized = self._spec(self.table).shape != self.specs[self.table].shape
         if "lm_head.weight" not in self.changes and table is not None and table.rows is None:
-            self.changes["lm_head.weight"] = Change(self.table)
+            if not resized:
+                self.changes["lm_head.weight"] = Change(self.table)
+            elif table.low:  # over a table that was saved to have the new rows, for both
+                self.changes["lm_head.weight"] = Change(self.table, table.replaced)
         return self.changes, "lm_head.weight" in self.changes
+
+    def rows(self) -> int | None:
+        """How many tokens the adapter was trained with, where that is not the base's number. All tables must agree in it."""
+        words = [name for name in (*self.specs, *self.changes) if name.endswith((*_TABLES, *_HEADS))]
+        counts = {name: self._spec(name).shape[0] for name in words if len(self._spec(name).shape) == 2}
+        if all(self._spec(name).shape == self.specs.get(name, self._spec(name)).shape for name in words):
+            return None
+        if len(set(counts.values())) > 1:
+            raise self._unfit(
+                next(name for name in words if name in self.changes),
+                "as many rows in the embedding as in the head",
+                ", ".join(f"{name}: {rows}" for name, rows in counts.items()),
+            )
+        return next(iter(counts.values()))
 
 
 def _order(parameter: str) -> tuple[bool, str]:

@@ -23,6 +23,7 @@ _PART = re.compile(
     r"|token_adapter\.(?P<tokens>trainable_tokens_delta)(?:\.default)?)"
 )
 _COPY = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)(?=\.)")
+_BEFORE = ".original_module."  # a copy of what the base had in the place of a saved module
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,15 @@ def open_adapter(folder: Path) -> Adapter:
         checkpoint = PickledFiles([weights], {})
     parts: dict[str, dict[str, str]] = {}
     replaced, tokens = {}, {}
-    for name in checkpoint.specs:
-        own = name.removeprefix("base_model.model.")
+    every = [name.removeprefix("base_model.model.") for name in checkpoint.specs]
+    for name, own in zip(checkpoint.specs, every, strict=True):
         match = _PART.fullmatch(own)
         if match is None:
             if re.search(r"\.(lora_|token_adapter|ada_|ia3_)", own):
                 raise _unknown(folder, name)
-            replaced[_COPY.sub("", own)] = name
+            if _BEFORE in own and own.replace(_BEFORE, ".") in {_COPY.sub("", n) for n in every}:
+                continue
+            replaced[_COPY.sub("", own).replace(_BEFORE, ".")] = name
         elif match["tokens"]:
             tokens[match["module"]] = name
         else:

@@ -31,23 +31,28 @@ class Adapted:
 
     def __init__(self, base: Checkpoint, adapter: Adapter, dtype: str | None = None) -> None:
         self._base, self._adapter, self._dtype = base, adapter, dtype
-        self._changes, untied = bind(adapter, base.specs, base.config)
+        self._changes, untied, rows = bind(adapter, base.specs, base.config)
         self.config: Mapping[str, Any] = {**base.config, **({"tie_word_embeddings": False} if untied else {})}
+        self.resized = rows is not None
+        if rows is not None:
+            self.config = _with_rows(self.config, rows)
         told = f"the adapter changes {len(self._changes)} tensors"
         if untied:
             told += "; its base ties lm_head to the embedding, which it parts: the head is a tensor of its own"
+        if rows is not None:
+            told += f"; it was trained with {rows} tokens, and has an embedding of its own for them"
         self.notes = (*notes(base), told)
         self.home: dict[str, str] = {}
-        specs = {name: self._plain(spec) for name, spec in base.specs.items()}
+        specs, held = {name: self._plain(spec) for name, spec in base.specs.items()}, adapter.checkpoint.specs
         for name in base.specs:
             self.home[name] = specs[name].dtype if dtype else home(base, name)
         for name, change in self._changes.items():
             source = base.specs[str(change.source)]
             wide = "F64" if source.dtype == "F64" else "F32"
-            specs[name] = TensorSpec(dtype or wide, source.shape)
+            whole = held[change.replaced].shape if change.replaced else source.shape
+            specs[name] = TensorSpec(dtype or wide, whole)
             self.home[name] = dtype or home(base, str(change.source))
         self.specs: Mapping[str, TensorSpec] = specs
-        held = adapter.checkpoint.specs
         self.stored = {name: stored_nbytes(base, name) for name in base.specs}
         self.held = {name: held_nbytes(base, name) for name in base.specs}
         for name, change in self._changes.items():
@@ -127,6 +132,14 @@ class Adapted:
                 squares += self._changed(name, change, low, high).square().sum(0)
             self._held.factors = (left, right, _stretch(stretch, squares.sqrt()))
         return self._held.factors  # type: ignore[no-any-return]
+
+
+def _with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The config with this vocabulary size, where it has one."""
+    return {
+        key: _with_rows(value, rows) if key == "text_config" and isinstance(value, dict) else value
+        for key, value in config.items()
+    } | ({"vocab_size": rows} if "vocab_size" in config else {})
 
 
 def _stretch(magnitude: Tensor, length: Tensor) -> Tensor:
