@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from plait.lazy import Tensor
-from plait.method import Declared, Method, page_of, parameters_of
+from plait.method import Declared, Method, Survey, page_of, parameters_of
 from plait.ops.combine import weighted_sum
 from plait.ops.pieces import Piece, Pieces
 
-_UNITS = ("entry", "row", "tensor")  # from the finest to the coarsest
+_UNITS = ("entry", "row", "matrix", "tensor")  # from the finest to the coarsest
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def around(method: Method, pre: Sequence[Brick], post: Sequence[Brick]) -> Metho
         unit=course.unit,
         first=course.first,
         gives="entries",
-        survey=None,
+        survey=course.survey,
         raw=False,
     )
 
@@ -89,11 +89,25 @@ class _Course:
         parts = zip((self.method, *self.pre, *self.post), (p.method, *p.pre, *p.post), strict=True)
         return max((part.unit_of(params) for part, params in parts), key=_UNITS.index)
 
-    def first(self, pieces: Pieces, p: Woven) -> tuple[list[Any], Any, list[Any]]:
-        # what is known grows from part to part, and each is shown the pieces as those before it leave them
+    @property
+    def survey(self) -> Survey | None:
+        """The method's, of what the bricks before it leave."""
+        survey = self.method.survey
+        return survey and Survey(lambda p: survey.key(p.method), survey.find, self._surveyed)
+
+    def _surveyed(self, pieces: Pieces, p: Woven) -> Pieces:
+        before = self._before(pieces, p)
+        return _Changed(pieces, lambda piece: self._seen(self._prepared(piece, p, before), p))
+
+    def _before(self, pieces: Pieces, p: Woven) -> list[Any]:
+        """What the bricks before the method know: each is shown the pieces as those before it leave them."""
         before: list[Any] = []
         for brick, params in zip(self.pre, p.pre, strict=True):
             before.append(_first(brick, params, pieces, lambda piece: self._prepared(piece, p, before)))
+        return before
+
+    def first(self, pieces: Pieces, p: Woven) -> tuple[list[Any], Any, list[Any]]:
+        before = self._before(pieces, p)
         middle = _first(self.method, p.method, pieces, lambda piece: self._seen(self._prepared(piece, p, before), p))
         if self.method.gives == "coefficients":
             middle = self.method(p.method, middle)
@@ -151,7 +165,10 @@ class _Changed:
 
     pieces: Pieces
     change: Callable[[Piece], Piece]
-    survey: Any = None
+
+    @property
+    def survey(self) -> Any:
+        return self.pieces.survey
 
     @property
     def entries(self) -> int:
@@ -163,6 +180,12 @@ class _Changed:
 
     def __iter__(self) -> Iterator[Piece]:
         return map(self.change, self.pieces)
+
+    def sample(self) -> list[tuple[int, int]]:
+        return self.pieces.sample()
+
+    def at(self, row: int, stop: int) -> Piece:
+        return self.change(self.pieces.at(row, stop))
 
 
 def _first(part: Declared, params: Any, pieces: Pieces, change: Callable[[Piece], Piece]) -> Any:

@@ -15,6 +15,7 @@ from plait.errors import MergeError
 from plait.kernels import fused
 from plait.kernels.fused import Raw, Span
 from plait.lazy import Tensor, torch
+from plait.matrices import is_matrix
 from plait.method import Method
 from plait.ops.combine import weighted_sum
 from plait.ops.pieces import Piece, block_rows
@@ -136,17 +137,19 @@ class Task:
         )
 
     def cuts(self) -> Iterator[tuple[int, int]]:
-        """The rows of each piece: whole blocks of whole rows, or everything where the method must see it at once."""
+        """The rows of each piece: whole blocks of whole rows, one matrix, or everything, as the method must see it at once."""
         spec = TensorSpec("F32", self.shape)
         rows, columns = spec.matrix
         unit = self.method.unit_of(self.params)
         if not spec.numel:
             return
-        if unit == "tensor" or (unit == "row" and len(self.shape) < 2):
+        if unit == "tensor" or (unit != "entry" and len(self.shape) < 2):
             yield 0, rows
             return
         step = block_rows(columns)
         step *= max(1, self.piece // max(1, step * columns))
+        if unit == "matrix" and is_matrix(self.name, self.shape):
+            step = self.shape[-2]
         for row in range(0, rows, step):
             yield row, min(row + step, rows)
 
@@ -290,11 +293,17 @@ def merge_tensors(
         depth=depth,
         stored=[stored(code_of(x.dtype), reader(x)) for x in [*([base] if base is not None else []), *models]],
     )
-    survey = method.survey
-    if survey and first.numel() and (key := survey.key(params)) is not None:  # the one tensor is the whole model
-        found = survey.find([Stream(replace(task, stored=()))], key)
-        task = replace(task, survey=lambda: found)
+    task = alone(task)
     return gathered(task.shape, task.dtype, task.run(check=False))
+
+
+def alone(task: Task) -> Task:
+    """The task with its one tensor as the whole model, for methods that want to know of that."""
+    survey, key = task.method.survey, None
+    if survey is None or not TensorSpec("F32", task.shape).numel or (key := survey.key(task.params)) is None:
+        return task
+    found = survey.find([survey.seen(Stream(replace(task, stored=())), task.params)], key)
+    return replace(task, survey=lambda: found)
 
 
 def stored(dtype: str, reader: Reader) -> Stored:

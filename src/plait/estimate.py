@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from plait.checkpoint import held_nbytes
 from plait.checkpoint.dtypes import torch_dtype
 from plait.compute import PIECE, Copy, Task, merge_tensors
 from plait.lazy import torch
+from plait.matrices import is_matrix
 from plait.ops.pieces import block_rows
 from plait.plan import Plan, Step
 from plait.run import default_threads, task
@@ -38,16 +39,16 @@ def memory(plan: Plan, threads: int) -> int:
 def estimate(plan: Plan, threads: int | None = None) -> Estimate:
     """All figures; takes some milliseconds for each kind of step, since it runs a sample of each."""
     threads = threads or default_threads()
-    groups: defaultdict[tuple[str | None, tuple[str, ...]], list[Step]] = defaultdict(list)
+    groups: defaultdict[tuple[str | None, bool, tuple[str, ...]], list[Step]] = defaultdict(list)
     for step in plan.steps:
         codes = tuple(plan.spec_of(source).dtype for source in step.sources())
-        groups[step.method.name if step.method else None, codes].append(step)
+        groups[step.method.name if step.method else None, _whole(step), codes].append(step)
     seconds = 0.0
-    for (method, codes), steps in groups.items():
+    for (method, _, codes), steps in groups.items():
         largest = max(steps, key=lambda s: s.spec.numel)
         if method is not None and largest.spec.numel:
-            sample, entries = _sample(plan, largest, codes)
-            seconds += sum(sample * _growth(step, entries) for step in steps)
+            sample, shape = _sample(plan, largest, codes)
+            seconds += sum(sample * _growth(step, *shape) for step in steps)
     return Estimate(plan.read_nbytes, plan.nbytes, memory(plan, threads), seconds / threads, threads)
 
 
@@ -65,26 +66,36 @@ def _pieces(plan: Plan, step: Step) -> int:
     start, stop = max(made.cuts(), key=lambda cut: cut[1] - cut[0], default=(0, 0))
     wide = 8 if made.double else 4
     if _whole(step):  # decompositions work in float64, on copies
-        return step.spec.numel * (sum(inputs) + wide * len(inputs) + 8 * (3 * len(inputs) + WORKSPACE))
+        return (stop - start) * columns * (sum(inputs) + wide * len(inputs) + 8 * (3 * len(inputs) + WORKSPACE))
     return (stop - start) * columns * (sum(inputs) + wide * (len(inputs) + WORKSPACE))
 
 
 def _whole(step: Step) -> bool:
-    """Whether the method takes whole matrices."""
-    return step.method is not None and step.method.unit_of(step.params) == "tensor" and len(step.spec.shape) > 1
+    """Whether the method takes whole matrices of the step, or everything."""
+    return _cubic(step) or (
+        step.method is not None and step.method.unit_of(step.params) == "tensor" and len(step.spec.shape) > 1
+    )
 
 
-def _growth(step: Step, entries: int) -> float:
-    """How many times longer the step takes than a sample: by its size, or by the cube of its side for whole matrices."""
-    return math.pow(step.spec.numel / entries, 1.5 if _whole(step) else 1.0)
+def _cubic(step: Step) -> bool:
+    """Whether the method decomposes the step's matrices, as far as can be told."""
+    unit = step.method.unit_of(step.params) if step.method else None
+    return unit == "matrix" and is_matrix(step.name, step.spec.shape)
 
 
-def _sample(plan: Plan, step: Step, codes: tuple[str, ...]) -> tuple[float, int]:
-    """Seconds that some entries of such a step take on one thread, from a run on random numbers; and how many entries."""
+def _growth(step: Step, rows: int, columns: int) -> float:
+    """How many times longer the step takes than a sample of that shape: by its size, or by what decompositions cost."""
+    size = step.spec.numel / (rows * columns)
+    return size * min(step.spec.shape[-2:]) / min(rows, columns) if _cubic(step) else size
+
+
+def _sample(plan: Plan, step: Step, codes: tuple[str, ...]) -> tuple[float, tuple[int, int]]:
+    """Seconds that some rows of such a step take on one thread, from a run on random numbers; and their shape."""
     made = task(plan, step)
     assert isinstance(made, Task)
     columns = step.spec.matrix[1]
-    rows = min(step.spec.matrix[0], block_rows(columns) * math.ceil(PIECE / max(1, block_rows(columns) * columns)))
+    rows = block_rows(columns) * math.ceil(PIECE / max(1, block_rows(columns) * columns))
+    rows = min(rows, step.spec.shape[-2] if _cubic(step) else step.spec.matrix[0])
     noise = torch.Generator().manual_seed(0)
     sample = [(torch.randn(rows, columns, generator=noise) * 0.02).to(torch_dtype(code)) for code in codes]
     base, models = (sample[0], sample[1:]) if made.base else (None, sample)
@@ -94,8 +105,8 @@ def _sample(plan: Plan, step: Step, codes: tuple[str, ...]) -> tuple[float, int]
         best = math.inf
         for _ in range(2):
             begun = time.perf_counter()
-            merge_tensors(replace(made.method), made.params, models, base, dtype=torch_dtype(made.dtype))
+            merge_tensors(made.method, made.params, models, base, name=step.name, dtype=torch_dtype(made.dtype))
             best = min(best, time.perf_counter() - begun)
     finally:
         torch.set_num_threads(before)
-    return best, max(1, rows * columns)
+    return best, (rows, columns)

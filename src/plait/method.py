@@ -13,7 +13,8 @@
     optional and none is given, it sees the weights.
 `unit`
     the smallest piece that the function may be given: "entry" (any rows of the matrix view), "row" (whole rows; a vector
-    is one row) or "tensor" (everything, in its own shape). May be a function of the parameters.
+    is one row), "matrix" (one matrix [out, in], of a stack of experts too; whole rows of what is none: see `plait.matrices`)
+    or "tensor" (everything, in its own shape). May be a function of the parameters.
 `first`
     `first(pieces, params)` goes through all pieces before the function sees one; its result is `piece.whole`.
 `gives`
@@ -103,10 +104,12 @@ class Survey:
 
     `key(params)`: None where nothing is wanted, else what the survey depends on; tensors with equal keys are surveyed together.
     `find(tensors, key)` goes through the pieces of all these tensors; every `Pieces` then has the result as `survey`.
+    `seen(pieces, params)`: what the method sees of a tensor's pieces, where bricks before it change them.
     """
 
     key: Callable[[Any], Hashable | None]
     find: Callable[[Sequence[Pieces], Any], Any]
+    seen: Callable[[Pieces, Any], Pieces] = lambda pieces, _: pieces
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from plait.checkpoint.dtypes import torch_dtype
 from plait.compute import Copy, Reader, Stored, Stream, Task, gathered, stored
 from plait.kernels import fused
 from plait.lazy import Tensor, torch
+from plait.ops.pieces import Pieces
 from plait.plan import Input, Plan, Step
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-
-_surveying = threading.RLock()
 
 #: takes rows of an output tensor: (tensor's name, first row, piece or its bytes, which are lent)
 Sink = Callable[[str, int, Tensor | memoryview], None]
@@ -65,19 +64,27 @@ def task(plan: Plan, step: Step, in_order: bool = False) -> Task | Copy:
 def _survey(plan: Plan, step: Step) -> Callable[[], Any]:
     """What the step's method knows of the whole model: found out when it is first asked for, and once."""
     survey, key = step.method.survey if step.method else None, None
-    if step.method is None or survey is None or (key := survey.key(step.params)) is None:
+    if survey is None or (key := survey.key(step.params)) is None:
         return lambda: None
-    name = step.method.name
+    find = survey.find
 
     def found() -> Any:
-        with _surveying:
-            if (name, key) not in plan.memo:
-                tasks = [task(plan, s) for s in plan.steps if s.method and s.method.name == name and s.spec.numel]
-                alike = [Stream(t) for t in tasks if isinstance(t, Task) and survey.key(t.params) == key]
-                plan.memo[name, key] = survey.find(alike, key)
-            return plan.memo[name, key]
+        with plan.memo.setdefault("surveying", threading.RLock()):
+            if (find, key) not in plan.memo:
+                plan.memo[find, key] = find(list(_surveyed(plan, find, key)), key)
+            return plan.memo[find, key]
 
     return found
+
+
+def _surveyed(plan: Plan, find: Callable[..., Any], key: Any) -> Iterator[Pieces]:
+    """The tensors whose methods want the same survey, as these see them."""
+    for step in plan.steps:
+        survey = step.method.survey if step.method and step.spec.numel else None
+        if survey and survey.find is find and survey.key(step.params) == key:
+            made = task(plan, step)
+            assert isinstance(made, Task)
+            yield survey.seen(Stream(made), step.params)
 
 
 def _reader(plan: Plan, source: Input) -> Reader:

@@ -9,7 +9,7 @@ import torch
 
 from methods.oracles import ORACLES
 from methods.settings import values
-from plait.compute import Task, merge_tensors
+from plait.compute import Task, alone, merge_tensors
 from plait.errors import MergeError
 from plait.method import bind
 from plait.methods import registry
@@ -332,7 +332,7 @@ def test_nan_stops_the_merge(name):
         sources=[*([] if method.base == "ignored" else ["the base"]), *(f"model {i + 1}" for i in range(len(models)))],
     )
     with pytest.raises(MergeError, match=r"model\.norm\.weight") as caught:
-        list(task.run())
+        list(alone(task).run())
     assert f"model {len(models)}" in str(caught.value)
 
 

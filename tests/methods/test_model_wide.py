@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import make
 import plait
+from methods.oracles_elementwise import ORACLES
+from methods.settings import values
 
 
 @pytest.fixture
@@ -57,6 +60,70 @@ def test_ties_over_the_model_is_the_papers(models):
     assert any(not torch.equal(local.read(n), merge.read(n)) for n in base)
 
 
+@pytest.mark.parametrize("size", [7, 3000])
+@pytest.mark.parametrize(
+    ("method", "given"), [("metagpt", {"lambda": 0.8}), ("pcb", {"density": 0.3, "clip": 0.02, "lambda": 1.2})]
+)
+def test_over_the_model_is_the_method_of_one_long_vector(tmp_path, method, given, size):
+    """`over: model` gives what the slow version makes of all tensors laid end to end, in models small and not."""
+    g = torch.Generator().manual_seed(size)
+    shapes = {"model.layers.0.a.weight": (10, 12), "model.layers.1.a.weight": (size,), "model.norm.weight": (3, 2, 5)}
+    made = [{n: torch.randn(s, generator=g) for n, s in shapes.items()}]
+    for i in range(3):
+        made.append({n: x + 0.1 * (i + 1) * torch.randn(x.shape, generator=g) for n, x in made[0].items()})
+    paths = []
+    for i, tensors in enumerate(made):
+        save_file(tensors, tmp_path / f"{i}.safetensors")
+        paths.append(str(tmp_path / f"{i}.safetensors"))
+    base, *xs = (np.concatenate([x.numpy().ravel() for x in tensors.values()]) for tensors in made)
+    wanted = ORACLES[method](xs, base, values(method, given, 3))
+    merge = plait.merge(recipe(paths, method, over="model", **given))
+    found = np.concatenate([merge.read(n).numpy().ravel() for n in shapes])
+    assert np.abs(found - wanted).max() <= 8 * np.spacing(np.float32(np.abs(wanted).max()))
+    apart = plait.merge(recipe(paths, method, over="tensor", **given))
+    assert any(not torch.equal(apart.read(n), merge.read(n)) for n in shapes)
+
+
+def test_equal_magnitudes_at_the_cut_of_the_model_are_all_kept(tmp_path):
+    """In a model of few entries, too, where they are sorted: which of them come first says nothing over several tensors."""
+    base = {"model.layers.0.a.weight": torch.zeros(4), "model.layers.1.a.weight": torch.zeros(2, 3)}
+    change = {
+        "model.layers.0.a.weight": torch.tensor([2.0, 1, -1, 0]),
+        "model.layers.1.a.weight": torch.tensor([[1.0, 0, 3], [0, -1, 0]]),
+    }
+    paths = [str(tmp_path / f"{i}.safetensors") for i in range(2)]
+    for path, tensors in zip(paths, (base, change), strict=True):
+        save_file(tensors, path)
+    merge = plait.merge(recipe(paths, "ties", weight=1.0, density=0.3, over="model"))
+    assert all(torch.equal(merge.read(n), x) for n, x in change.items())
+
+
+def test_bricks_stand_around_what_looks_at_the_whole_model(models):
+    """ties over the model cuts what `pre` bricks leave, and `post` bricks change what it gives, as two merges would."""
+    given = {"weight": 1.0, "density": 0.3, "over": "model"}
+    plain = plait.merge(recipe(models, "ties", **given))
+    after = plait.merge(recipe(models, "ties", **given) | {"post": [{"scale": {"factor": 0.5}}]})
+    base, deltas = loaded(models)
+    trimmed = [
+        {n: np.where(np.abs(d) >= np.sort(np.abs(d), axis=None)[-max(1, d.size // 2)], d, 0) for n, d in delta.items()}
+        for delta in deltas
+    ]
+    kept = []
+    for delta in trimmed:
+        sizes = np.sort(np.concatenate([np.abs(d).ravel() for d in delta.values()]))
+        cut = sizes[-int(0.3 * len(sizes))]
+        kept.append({n: np.where(np.abs(d) >= cut, d, 0) for n, d in delta.items()})
+    before = plait.merge(recipe(models, "ties", **given) | {"pre": [{"trim": {"density": 0.5}}]})
+    for name, b in base.items():
+        half = b + 0.5 * (plain.read(name).numpy() - b)
+        assert np.abs(after.read(name).numpy() - half).max() <= 4 * np.spacing(np.float32(np.abs(b).max()))
+        d = np.stack([k[name] for k in kept]).astype(np.float64)
+        sign = np.where(d.sum(0) >= 0, 1, -1)
+        agrees = np.sign(d) == sign
+        wanted = b + np.where(agrees, d, 0).sum(0) / np.maximum(agrees.sum(0), 1)
+        assert np.abs(before.read(name).numpy() - wanted).max() <= 4 * np.spacing(np.float32(np.abs(wanted).max()))
+
+
 def test_ramplus_over_the_model_is_the_papers(models):
     """`over: model` takes the counts of shared and unique entries from the whole model."""
     base, deltas = loaded(models)
@@ -75,7 +142,7 @@ def test_ramplus_over_the_model_is_the_papers(models):
         assert np.abs(merge.read(name).numpy() - wanted).max() <= 4 * np.spacing(np.float32(np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("method", ["ties", "ramplus_tl"])
+@pytest.mark.parametrize("method", ["ties", "ramplus_tl", "metagpt", "pcb"])
 def test_threads_do_not_matter(tmp_path, models, method):
     """A survey of the whole model gives the same bytes for one and two threads."""
     given = {"weight": 1.0, "density": 0.3} if method == "ties" else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,30 @@ def test_a_stack_is_merged_matrix_by_matrix(name):
     merged = merge(name, models, base)
     for i in range(4):
         assert torch.equal(merged[i], merge(name, [x[i] for x in models], base[i]))
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_no_more_than_a_matrix_is_held(name):
+    """Of a stack of experts the method is given one matrix at a time, of an embedding some rows, of a vector all."""
+    sizes = {
+        ("model.layers.0.mlp.experts.down_proj", (5, 12, 18)): 12 * 18,
+        ("model.layers.0.mlp.up_proj.weight", (12, 18)): 12 * 18,
+        ("model.embed_tokens.weight", (4000, 100)): 1 << 18,
+        ("model.norm.weight", (300_000,)): 300_000,
+    }
+    for (tensor, shape), most in sizes.items():
+        seen = []
+
+        def spy(piece, p, seen=seen):
+            seen.append(piece.models[0].numel())
+            return registry()[name](piece, p)
+
+        method = replace(registry()[name], function=spy)
+        base, model = normal(*shape).float(), normal(*shape, seed=1).float()
+        params = bind(method, values(name, {}, 1))
+        merge_tensors(method, params, [model], None if method.base == "ignored" else base, name=tensor)
+        assert sum(seen) == base.numel()
+        assert max(seen) <= most
 
 
 @pytest.mark.parametrize("name", ORACLES)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from plait.brick import brick
 from plait.lazy import Tensor
 from plait.method import param
-from plait.methods._matrices import each_matrix
+from plait.matrices import each_matrix
 from plait.ops import calibrate
 from plait.ops.pieces import Piece
 
@@ -26,6 +26,6 @@ class Params:
     eta: float = param("Share of the sum of singular values that is kept, in [0, 1].", default=0.4, low=0, high=1)
 
 
-@brick(Params, at="pre", unit="tensor")
+@brick(Params, at="pre", unit="matrix")
 def star(piece: Piece, p: Params) -> list[Tensor]:
-    return [each_matrix(piece.tensor, [x], lambda delta: calibrate.star(delta, p.eta)) for x in piece.models]
+    return [each_matrix(piece, [x], lambda delta: calibrate.star(delta, p.eta)) for x in piece.models]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from plait.brick import brick
 from plait.lazy import Tensor
 from plait.method import param
-from plait.methods._matrices import each_matrix
+from plait.matrices import each_matrix
 from plait.ops import calibrate
 from plait.ops.pieces import Piece
 
@@ -26,7 +26,7 @@ class Params:
     beta: float = param("Where in the running sum the floor is taken, in [0, 1].", default=0.01, low=0, high=1)
 
 
-@brick(Params, at="post", unit="tensor")
+@brick(Params, at="post", unit="matrix")
 def subspace_boost(piece: Piece, p: Params) -> Tensor:
     assert piece.merged is not None
-    return each_matrix(piece.tensor, [piece.merged], lambda merged: calibrate.subspace_boost(merged, p.beta))
+    return each_matrix(piece, [piece.merged], lambda merged: calibrate.subspace_boost(merged, p.beta))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from plait.brick import brick
 from plait.lazy import Tensor
 from plait.method import param
-from plait.methods._matrices import each_matrix
+from plait.matrices import each_matrix
 from plait.ops import calibrate
 from plait.ops.pieces import Piece
 
@@ -27,8 +27,8 @@ class Params:
     alpha: float = param("Bounds the growth of a singular value by 1 / alpha; above 0.", default=0.1, low=1e-6)
 
 
-@brick(Params, at="post", unit="tensor")
+@brick(Params, at="post", unit="matrix")
 def svc(piece: Piece, p: Params) -> Tensor:
     assert piece.merged is not None
     tensors = [piece.merged, *piece.models]
-    return each_matrix(piece.tensor, tensors, lambda merged, *deltas: calibrate.svc(merged, deltas, p.alpha))
+    return each_matrix(piece, tensors, lambda merged, *deltas: calibrate.svc(merged, deltas, p.alpha))

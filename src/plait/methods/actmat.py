@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from plait.lazy import Tensor
 from plait.method import PerModel, method, param
-from plait.methods._matrices import by_matrix
+from plait.matrices import by_matrix
 from plait.ops.combine import delta_weights
 from plait.ops.interference import least_interference, ridged
 from plait.ops.pieces import Piece
@@ -32,7 +32,7 @@ class Params:
     lambda_: float = param("Scale of the whole change.", default=1.0)
 
 
-@method(Params, space="delta", base="required", unit="tensor")
+@method(Params, space="delta", base="required", unit="matrix")
 def actmat(piece: Piece, p: Params) -> Tensor:
     shares = delta_weights(p.weight, normalize=True, scale=1.0)
 

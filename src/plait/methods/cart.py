@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from plait.lazy import Tensor
 from plait.method import PerModel, method, param
-from plait.methods._matrices import by_matrix
+from plait.matrices import by_matrix
 from plait.ops.combine import delta_weights, weighted_sum
 from plait.ops.pieces import Piece
 from plait.ops.spectral import low_rank
@@ -35,7 +35,7 @@ class Params:
             raise ValueError("the weights sum to 0, and cart divides by their sum: change a weight")
 
 
-@method(Params, unit="tensor")
+@method(Params, unit="matrix")
 def cart(piece: Piece, p: Params) -> Tensor:
     shares = delta_weights(p.weight, normalize=True, scale=1.0)
 

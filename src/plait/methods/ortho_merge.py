@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from plait.lazy import Tensor, torch
 from plait.method import PerModel, method, param
-from plait.methods._matrices import by_matrix
+from plait.matrices import by_matrix
 from plait.ops.combine import delta_weights
 from plait.ops.pieces import Piece
 from plait.ops.spectral import rotation, skew, turn
@@ -31,7 +31,7 @@ class Params:
     lambda_: float = param("Scale of the rests, what is not a rotation.", default=1.0)
 
 
-@method(Params, space="delta", base="required", unit="tensor")
+@method(Params, space="delta", base="required", unit="matrix")
 def ortho_merge(piece: Piece, p: Params) -> Tensor:
     shares = delta_weights(p.weight, normalize=True, scale=1.0)
 

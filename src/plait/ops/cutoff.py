@@ -82,7 +82,7 @@ def cutoffs(pieces: Pieces, keep: Sequence[int], of: Of = lambda piece: piece.mo
 
     `keep` may be longer than the list of tensors: it then starts over with the first, so that one tensor can have several
     cutoffs. `pieces` is gone through up to three times, and not at all where everything or nothing is kept. Works on the
-    float32 value of each entry.
+    float32 value of each entry. Of a `Chain`, all entries equal to the cut are kept: places in it are no order.
     """
     ranks = {i: k for i, k in enumerate(keep) if 0 < k < pieces.entries}
     found: Mapping[int, Cutoff | Threshold]
@@ -90,7 +90,7 @@ def cutoffs(pieces: Pieces, keep: Sequence[int], of: Of = lambda piece: piece.mo
         wanted = {i: brackets.Wanted(i % models, k) for i, k in ranks.items()}
         found = {i: Threshold(*place) for i, place in brackets.search(pieces, wanted).items() if place}
     else:
-        found = _search(pieces, ranks, of)
+        found = _search(pieces, ranks, of, ties=not isinstance(pieces, Chain))
     return [found.get(i, NOTHING if k <= 0 else EVERYTHING) for i, k in enumerate(keep)]
 
 
@@ -101,15 +101,13 @@ def order_statistics(pieces: Pieces, positions: Sequence[int], of: Callable[[Pie
     return [found[i].value for i in range(len(positions))]
 
 
-def model_cutoffs(tensors: Sequence[Pieces], density: Sequence[float]) -> list[Cutoff]:
+def model_cutoffs(tensors: Sequence[Pieces], density: Sequence[float]) -> Sequence[Cutoff | Threshold]:
     """For each model the `Cutoff` that keeps the density[i] share of largest magnitudes over all tensors together.
 
     All entries equal to the cut are kept. Goes through every tensor up to twice.
     """
     whole = Chain(tensors)
-    keep = [max(1, math.floor(d * whole.entries)) if d > 0 else 0 for d in density]
-    found = _search(whole, {i: k for i, k in enumerate(keep) if 0 < k < whole.entries}, lambda p: p.models, ties=False)
-    return [found.get(i, NOTHING if k <= 0 else EVERYTHING) for i, k in enumerate(keep)]
+    return cutoffs(whole, [max(1, math.floor(d * whole.entries)) if d > 0 else 0 for d in density])
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def _search(pieces: Pieces, ranks: dict[int, int], of: Of, ties: bool = True) ->
     if not ranks:
         return {}
     if pieces.entries <= _SMALL:
-        return _sorted(pieces, ranks, of)
+        return _sorted(pieces, ranks, of, ties)
     high: dict[int, Tensor] = {}
     for piece in pieces:
         tensors = of(piece)
@@ -192,7 +190,7 @@ def _search(pieces: Pieces, ranks: dict[int, int], of: Of, ties: bool = True) ->
     return {i: Cutoff(values[i], stops[i]) for i in ranks}
 
 
-def _sorted(pieces: Pieces, ranks: dict[int, int], of: Of) -> dict[int, Cutoff]:
+def _sorted(pieces: Pieces, ranks: dict[int, int], of: Of, ties: bool) -> dict[int, Cutoff]:
     """The same for a tensor so small that sorting it is quicker than emptying the histograms."""
     found = {}
     tensors = [[x.reshape(-1) for x in of(piece)] for piece in pieces]
@@ -200,7 +198,8 @@ def _sorted(pieces: Pieces, ranks: dict[int, int], of: Of) -> dict[int, Cutoff]:
         bits = _bits(torch.cat([parts[i % len(parts)] for parts in tensors]))
         ordered, entries = bits.sort(descending=True, stable=True)
         last = ranks[i] - 1
-        found[i] = Cutoff(ordered[last].view(torch.float32).item(), int(entries[last]) + 1)
+        stop = int(entries[last]) + 1 if ties else pieces.entries
+        found[i] = Cutoff(ordered[last].view(torch.float32).item(), stop)
     return found
 
 
