@@ -276,7 +276,7 @@ def merge_tensors(
     wide = any(x.dtype == torch.float64 for x in [*models, *([base] if base is not None else [])])
 
     def reader(x: Tensor) -> Reader:
-        matrix = x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(-1, 1)
+        matrix = x.reshape(TensorSpec("F32", tuple(x.shape)).matrix)
         return lambda rows: x if rows is None else matrix[rows[0] : rows[1]]
 
     task = Task(

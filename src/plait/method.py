@@ -26,6 +26,8 @@
 `raw`
     whether function and `first` only hand `piece.models` to those functions of `ops/` that know `Raw`; then the kernels work
     on the inputs as they are stored, and PyTorch is not even loaded. May be a function of the parameters.
+`breaks`
+    laws of the contract (`plait.testing.methods`) that the method breaks by its nature: "equal models give that model" of sums.
 """
 
 from __future__ import annotations
@@ -152,6 +154,7 @@ class Method(Declared):
     idle: tuple[str, ...]  # parameters that recipes may set and that change nothing
     survey: Survey | None
     raw: bool | Callable[[Any], bool]
+    breaks: tuple[str, ...] = ()
 
     def takes_raw(self, params: Any) -> bool:
         """Whether the kernels can work on the inputs as they are stored, without a tensor of PyTorch in between."""
@@ -170,13 +173,15 @@ def method(
     idle: tuple[str, ...] = (),
     survey: Survey | None = None,
     raw: bool | Callable[[Any], bool] = False,
+    breaks: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Method]:
     """Make a `Method` of a function; its name is the name in recipes, its module's docstring the documentation."""
 
     def make(function: Callable[..., Any]) -> Method:
         fields = parameters_of(params)
         name, doc = function.__name__, page_of(function)
-        return Method(name, function, params, fields, unit, first, doc, space, base, inputs, gives, idle, survey, raw)
+        own = (name, function, params, fields, unit, first, doc)
+        return Method(*own, space, base, inputs, gives, idle, survey, raw, breaks)
 
     return make
 

@@ -88,6 +88,3 @@ def norm_guard(merged, taus, weights, strength):
 
 
 ORACLES = {"cabs": cabs, "consensus_ta": consensus_ta, "emr": emr, "metagpt": metagpt, "pcb": pcb}
-
-#: sums, and methods that drop entries even where all agree
-NOT_PROMISED = dict.fromkeys(("cabs", "consensus_ta", "pcb"), ("equal models give that model",))

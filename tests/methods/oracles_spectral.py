@@ -187,9 +187,6 @@ ORACLES = {
     "wudi": each_matrix(wudi, mean),
 }
 
-#: sums, equalised spectra, ridges and priors are not averages
-NOT_PROMISED = dict.fromkeys(("ace", "actmat", "iso_c", "iso_cts", "tsv_m", "wudi"), ("equal models give that model",))
-
 
 def star(delta, eta):
     u, s, vt = np.linalg.svd(delta, full_matrices=False)

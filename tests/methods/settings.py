@@ -22,7 +22,7 @@ def values(name: str, given: dict, models: int) -> dict:
 
 
 def gathered(name: str) -> dict:
-    """The dictionaries of this name in all files `oracles*.py`, as one: `ORACLES`, or `NOT_PROMISED` (method -> laws)."""
+    """The dictionaries of this name in all files `oracles*.py`, as one: `ORACLES`."""
     found: dict = {}
     for path in sorted(Path(__file__).parent.glob("oracles*.py")):
         found |= getattr(importlib.import_module(f"methods.{path.stem}"), name, {})

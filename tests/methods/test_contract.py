@@ -7,27 +7,17 @@ import dataclasses
 import pytest
 import torch
 
-from methods.settings import gathered
 from plait.method import Method, PerModel, method, param
 from plait.methods import registry
 from plait.ops.combine import weighted_sum
 from plait.ops.pieces import total
 from plait.testing.methods import LAWS, check
 
-#: laws that a method breaks by its nature; said beside its oracle
-NOT_PROMISED = gathered("NOT_PROMISED")
-
 
 @pytest.mark.parametrize("name", registry())
 def test_method_keeps_its_contract(name):
-    """Every registered method keeps every law of the contract, but for those that it does not promise."""
-    assert check(registry()[name], skip=NOT_PROMISED.get(name, ())) == []
-
-
-@pytest.mark.parametrize(("name", "law"), [(name, law) for name, laws in NOT_PROMISED.items() for law in laws])
-def test_what_is_not_promised_is_not_kept(name, law):
-    """A law that a method is excused from is one that it breaks."""
-    assert check(registry()[name], skip=LAWS.keys() - {law}) != []
+    """Every registered method keeps every law of the contract, and breaks those that it says it breaks."""
+    assert check(registry()[name]) == []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,3 +166,13 @@ def test_a_skipped_law_is_not_checked():
     """What a method does not promise is not held against it."""
     assert check(toy(double)) != []
     assert check(toy(double), skip=["equal models give that model"]) == []
+
+
+def test_a_law_that_a_method_says_it_breaks():
+    """It is not held against it, unless the method keeps it, or there is no such law."""
+    law = "equal models give that model"
+    assert check(toy(double, breaks=(law,))) == []
+    assert check(toy(add, breaks=(law,))) == [
+        f"{law}: kept, although the method says that it breaks this law; take it out of `breaks`"
+    ]
+    assert any("is no law" in sentence for sentence in check(toy(add, breaks=("no law",))))

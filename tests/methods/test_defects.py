@@ -38,7 +38,7 @@ def test_row_21_rescale(name):
 
 
 def test_row_22_ties_among_equals():
-    """Of equal magnitudes at a cut the first are kept, however the tensor is cut into pieces, and from bfloat16 as from float32."""
+    """Of equal magnitudes at a cut the first are kept, from bfloat16 models as from float32."""
     g = torch.Generator().manual_seed(0)
     base = torch.zeros(300, 500)
     x = torch.randint(-4, 5, base.shape, generator=g) / 4

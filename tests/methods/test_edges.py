@@ -314,6 +314,32 @@ def test_only_the_base_is_the_base(name):
     assert torch.equal(merge(name, [], base), base)
 
 
+WEIGHTED = [name for name, m in registry().items() if any(p.name == "weight" for p in m.parameters)]
+
+
+@pytest.mark.parametrize("weight", [(0.0, 0.0, 0.0), (1.0, -1.0, 0.0), (1e-9, -1e-9, 0.0), (1e-30, 1e-30, 1e-30)])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_that_vanish_or_cancel_give_numbers_or_are_refused(name, weight):
+    """Weights of 0, of a sum of 0, and tiny ones give a finite tensor, are below the parameter's bound, or refused."""
+    method = registry()[name]
+    (bound,) = (p.low for p in method.parameters if p.name == "weight")
+    if bound is not None and min(weight) < bound:
+        assert bound == 0  # recipes with such a weight are refused
+        return
+    for shape in ((), (0, 4), (1, 9), (9, 1), (8, 12), (2, 4, 3)):
+        tensors = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
+        tensors[2] = 2 * tensors[0] - tensors[1]  # opposite differences
+        models = list(tensors[1 : 1 + (method.inputs[1] or 3)])
+        given = {"weight": weight, "density": 0.5}
+        try:
+            merged = merge(name, models, None if method.base == "ignored" else tensors[0], **given)
+        except ValueError as error:
+            assert "sum to 0" in str(error)  # noqa: PT017
+            continue
+        assert merged.shape == shape
+        assert merged.isfinite().all()
+
+
 @pytest.mark.parametrize("name", registry())
 def test_nan_stops_the_merge(name):
     """A NaN in a model ends the merge with an error that names the tensor and the model."""

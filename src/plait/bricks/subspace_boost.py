@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from plait.brick import brick
 from plait.lazy import Tensor
-from plait.method import param
 from plait.matrices import each_matrix
+from plait.method import param
 from plait.ops import calibrate
 from plait.ops.pieces import Piece
 

@@ -24,8 +24,8 @@ import math
 from dataclasses import dataclass
 
 from plait.lazy import Tensor, torch
-from plait.method import method, param
 from plait.matrices import by_matrix
+from plait.method import method, param
 from plait.ops.pieces import Piece
 from plait.ops.spectral import row_basis, svd
 
@@ -44,7 +44,7 @@ class Params:
             raise ValueError(f"ridge must be above 0, not {self.ridge:g}: the paper has 1e-5")
 
 
-@method(Params, space="delta", base="required", unit="matrix")
+@method(Params, space="delta", base="required", unit="matrix", breaks=("equal models give that model",))
 def ace(piece: Piece, p: Params) -> Tensor:
     n = len(piece.models)
     return by_matrix(piece, lambda matrix: _merge(matrix.models, p), [1 / n] * n).mul_(p.lambda_)

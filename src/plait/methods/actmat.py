@@ -6,9 +6,9 @@
 
 Like RegMean with covariances from the differences instead of data. A model with a larger change weighs more, unlike in wudi. A
 `ridge` of 0 gives the exact minimum, which follows rounding noise where the differences are small; equal models then give that
-model. Vectors, embeddings, heads and routers get lambda * the weighted mean of the delta_i. Costs one eigendecomposition for
-each matrix, of the smaller of `in` and models * `out`: about 7 s for three models and 2048 x 2048 on one core, growing with the
-cube.
+model. Weights that are all 0 give the base. Vectors, embeddings, heads and routers get lambda * the weighted mean of the
+delta_i. Costs one eigendecomposition for each matrix, of the smaller of `in` and models * `out`: about 7 s for three models and
+2048 x 2048 on one core, growing with the cube.
 
 Reference: Hameed et al., Model Merging via Data-Free Covariance Estimation, https://arxiv.org/abs/2604.01329
 """
@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plait.lazy import Tensor
-from plait.method import PerModel, method, param
 from plait.matrices import by_matrix
+from plait.method import PerModel, method, param
 from plait.ops.combine import delta_weights
 from plait.ops.interference import least_interference, ridged
 from plait.ops.pieces import Piece
@@ -32,7 +32,7 @@ class Params:
     lambda_: float = param("Scale of the whole change.", default=1.0)
 
 
-@method(Params, space="delta", base="required", unit="matrix")
+@method(Params, space="delta", base="required", unit="matrix", breaks=("equal models give that model",))
 def actmat(piece: Piece, p: Params) -> Tensor:
     shares = delta_weights(p.weight, normalize=True, scale=1.0)
 

@@ -3,7 +3,7 @@
 1. importance = |x - base| * KL(softmax(x) || softmax(base)), the divergence of the entry's row along the last axis; both
    distributions plus 1e-8.
 2. threshold = median + 1.5 * (third - first quartile) of the importance over the tensor; a quantile q is the entry at position
-   floor(q * (entries - 1)) in ascending order. The original sorts a random sample where there are more than a million entries;
+   floor(q * (entries - 1)) in ascending order. mergekit sorts a random sample where there are more than a million entries;
    `quantiles: sampled` does that too, from the merge's seed, and `exact`, the default, the same for every size.
 3. result = x where importance >= threshold, else the base.
 

@@ -4,7 +4,8 @@
    floor(density * N) of largest magnitude are kept. If density + gamma > 1, fewer large ones are dropped; a density of 1 drops
    nothing.
 2. With `rescale` what is left is enlarged to the old L1 norm of the tensor.
-3. result = base + lambda * sum_i w_i delta_i, divided by the sum of the weights if `normalize`.
+3. result = base + lambda * sum_i w_i delta_i, divided by the sum of the weights if `normalize`, unless that is 0
+   (below 1e-8).
 
 Equal magnitudes are taken in the order of their place, the first as if it were the largest.
 

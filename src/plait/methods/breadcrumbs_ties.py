@@ -5,7 +5,8 @@
    nothing.
 2. With `rescale` what is left is enlarged to the old L1 norm of the tensor.
 3. The sign of an entry is that of sum_i w_i delta_i; deltas of the other sign drop out of that entry.
-4. result = base + lambda * the weighted sum of the rest, divided by the weights that took part if `normalize`.
+4. result = base + lambda * the weighted sum of the rest, divided by the weights that took part if `normalize`, unless
+   they sum to 0.
 
 Equal magnitudes are taken in the order of their place, the first as if it were the largest.
 

@@ -35,7 +35,7 @@ class Params:
             raise ValueError("keep is larger than block, of which it is a part: lower keep, or raise block")
 
 
-@method(Params, space="delta", base="required", inputs=(0, None), unit="row")
+@method(Params, space="delta", base="required", inputs=(0, None), unit="row", breaks=("equal models give that model",))
 def cabs(piece: Piece, p: Params) -> Tensor:
     merged = torch.zeros_like(piece.models[0])
     free = torch.ones_like(merged)

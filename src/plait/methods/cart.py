@@ -17,8 +17,8 @@ import math
 from dataclasses import dataclass
 
 from plait.lazy import Tensor
-from plait.method import PerModel, method, param
 from plait.matrices import by_matrix
+from plait.method import PerModel, method, param
 from plait.ops.combine import delta_weights, weighted_sum
 from plait.ops.pieces import Piece
 from plait.ops.spectral import low_rank

@@ -34,7 +34,7 @@ class Params:
     lambda_: float = param("Scale of the whole sum.", default=1.0)
 
 
-@method(Params, space="delta", base="required", inputs=(0, None))
+@method(Params, space="delta", base="required", inputs=(0, None), breaks=("equal models give that model",))
 def consensus_ta(piece: Piece, p: Params) -> Tensor:
     merged = weighted_sum(piece.models, p.weight)
     votes = torch.zeros_like(merged)

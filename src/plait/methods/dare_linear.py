@@ -1,9 +1,10 @@
 """Drop entries of the deltas at random, enlarge the rest, and add them to the base.
 
 1. delta_i = x_i - base, of which each entry is kept with probability `density`.
-2. With `rescale` what is left is enlarged: to the old L1 norm of the tensor (`rescale_by: l1`), or by 1 / density, which
-   keeps the expectation and is what the paper does (`rescale_by: density`).
-3. result = base + lambda * sum_i w_i delta_i, divided by the sum of the weights if `normalize`.
+2. With `rescale` what is left is enlarged: to the old L1 norm of the tensor, as mergekit does (`rescale_by: l1`, the default), or
+   by 1 / density, which keeps the expectation, as the paper does (`rescale_by: density`).
+3. result = base + lambda * sum_i w_i delta_i, divided by the sum of the weights if `normalize`, unless that is 0
+   (below 1e-8).
 
 Which entries are dropped depends on the seed, the tensor's name and the model's place in the recipe only.
 

@@ -1,10 +1,11 @@
 """Drop entries of the deltas at random, enlarge the rest, elect a sign for each entry, add those that agree.
 
 1. delta_i = x_i - base, of which each entry is kept with probability `density`.
-2. With `rescale` what is left is enlarged: to the old L1 norm of the tensor (`rescale_by: l1`), or by 1 / density, which
-   keeps the expectation and is what the paper does (`rescale_by: density`).
+2. With `rescale` what is left is enlarged: to the old L1 norm of the tensor, as mergekit does (`rescale_by: l1`, the default), or
+   by 1 / density, which keeps the expectation, as the paper does (`rescale_by: density`).
 3. The sign of an entry is that of sum_i w_i delta_i; deltas of the other sign drop out of that entry.
-4. result = base + lambda * the weighted sum of the rest, divided by the weights that took part if `normalize`.
+4. result = base + lambda * the weighted sum of the rest, divided by the weights that took part if `normalize`, unless
+   they sum to 0.
 
 Which entries are dropped depends on the seed, the tensor's name and the model's place in the recipe only.
 

@@ -3,10 +3,11 @@
 1. delta_i = x_i - base. An entry is kept with probability density - epsilon + 2 * epsilon * r, where r is the rank of its
    magnitude in its row along the last axis, from 0 (smallest) to 1. A vector is one row, equal magnitudes are ranked by place,
    a row of one entry has r = 1/2. A density of 1 keeps everything.
-2. With `rescale` what is left is enlarged: to the old L1 norm of the tensor (`rescale_by: l1`), or each entry by 1 / its own
-   probability, which keeps the expectation and is what the paper does (`rescale_by: density`).
+2. With `rescale` what is left is enlarged: to the old L1 norm of the tensor, as mergekit does (`rescale_by: l1`, the default), or
+   each entry by 1 / its own probability, which keeps the expectation, as the paper does (`rescale_by: density`).
 3. The sign of an entry is that of sum_i w_i delta_i; deltas of the other sign drop out of that entry.
-4. result = base + lambda * the weighted sum of the rest, divided by the weights that took part if `normalize`.
+4. result = base + lambda * the weighted sum of the rest, divided by the weights that took part if `normalize`, unless
+   they sum to 0.
 
 Which entries are dropped depends on the seed, the tensor's name and the model's place in the recipe only.
 

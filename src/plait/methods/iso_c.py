@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plait.lazy import Tensor
-from plait.method import PerModel, method, param
 from plait.matrices import by_matrix
+from plait.method import PerModel, method, param
 from plait.ops.combine import weighted_sum
 from plait.ops.pieces import Piece
 from plait.ops.spectral import svd
@@ -30,7 +30,7 @@ class Params:
     lambda_: float = param("Scale of the whole change.", default=1.0)
 
 
-@method(Params, space="delta", base="required", unit="matrix")
+@method(Params, space="delta", base="required", unit="matrix", breaks=("equal models give that model",))
 def iso_c(piece: Piece, p: Params) -> Tensor:
     def merge(matrix: Piece) -> Tensor:
         u, s, v = svd(weighted_sum(matrix.models, p.weight))

@@ -21,8 +21,8 @@ import math
 from dataclasses import dataclass
 
 from plait.lazy import Tensor, torch
-from plait.method import PerModel, method, param
 from plait.matrices import by_matrix
+from plait.method import PerModel, method, param
 from plait.ops.combine import weighted_sum
 from plait.ops.pieces import Piece
 from plait.ops.spectral import ZERO, polar, svd
@@ -35,7 +35,7 @@ class Params:
     lambda_: float = param("Scale of the whole change.", default=1.0)
 
 
-@method(Params, space="delta", base="required", unit="matrix")
+@method(Params, space="delta", base="required", unit="matrix", breaks=("equal models give that model",))
 def iso_cts(piece: Piece, p: Params) -> Tensor:
     n = len(piece.models)
 

@@ -1,6 +1,7 @@
 """A weighted average of the models (model soup).
 
-result = sum_i w_i x_i / sum_i w_i, or without the division if `normalize` is false.
+result = sum_i w_i x_i / sum_i w_i, or without the division if `normalize` is false. Weights
+that sum to 0 are refused, unless `normalize` is false.
 
 Reference: Wortsman et al., Model soups, https://arxiv.org/abs/2203.05482
 """

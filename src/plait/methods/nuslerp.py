@@ -1,6 +1,6 @@
 """Spherical interpolation between two models, or between their differences to a base.
 
-With weights w_1, w_2 the position on the arc is t = w_2 / (w_1 + w_2), 0.5 if the weights cancel. What is a vector: the whole
+With weights w_1, w_2 the position on the arc is t = w_2 / (w_1 + w_2), 0.5 if |w_1 + w_2| < 1e-6. What is a vector: the whole
 tensor (`nuslerp_flatten`), each row along the last axis, or each column along the first (`nuslerp_row_wise`, the name is
 historical). Parallel and opposite vectors are interpolated in a straight line; a zero vector counts as perpendicular.
 

@@ -2,7 +2,8 @@
 
 1. Of each matrix the smaller side is turned, the input side of a square one. R_i is the rotation for which base R_i (or R_i
    base) is nearest to x_i; Q_i = (R_i + 1)^-1 (R_i - 1) is its Cayley form, a skew matrix; rest_i = x_i - base R_i.
-2. Q = sum_i s_i Q_i, enlarged to the length sum_i s_i |Q_i|, with weights s_i of sum 1; R = (1 - Q)^-1 (1 + Q).
+2. Q = sum_i s_i Q_i, enlarged to the length sum_i s_i |Q_i|, with weights s_i of sum 1, or as they are if they sum to 0;
+   R = (1 - Q)^-1 (1 + Q).
 3. result = base R + lambda * sum_i s_i rest_i.
 
 Rotations keep the norms and angles of the base's rows, which sums do not. For orthogonal fine-tunes (OFT) and reinforcement
@@ -18,8 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plait.lazy import Tensor, torch
-from plait.method import PerModel, method, param
 from plait.matrices import by_matrix
+from plait.method import PerModel, method, param
 from plait.ops.combine import delta_weights
 from plait.ops.pieces import Piece
 from plait.ops.spectral import rotation, skew, turn

@@ -59,7 +59,7 @@ _survey = Survey(
 )
 
 
-@method(Params, space="delta", base="required", first=_first, survey=_survey)
+@method(Params, space="delta", base="required", first=_first, survey=_survey, breaks=("equal models give that model",))
 def pcb(piece: Piece, p: Params) -> Tensor:
     limits, cuts, tops = piece.whole
     merged, shares = torch.zeros_like(piece.models[0]), torch.zeros_like(piece.models[0])

@@ -3,7 +3,7 @@
 1. delta_i = x_i - base is active in an entry where |delta_i| > epsilon. The active entries of a model are shared where another
    model is active too, else unique.
 2. lambda_i = 1 + r * min(shared_i / unique_i, alpha), from the counts of model i in this tensor (the `tl` in the name is for
-   tensor-local), as mergekit has it, or with `over: model` from those of the whole model, as in the paper.
+   tensor-local), as mergekit has it, by default, or with `over: model` from those of the whole model, as in the paper.
 3. result = base + the mean of the active deltas; a unique one is taken times lambda_i.
 
 Reference: Reinforced Agent Merging, https://arxiv.org/abs/2601.13572

@@ -1,6 +1,7 @@
 """Add the models' differences to the base (task vectors), each times its weight.
 
-result = base + lambda * sum_i w_i (x_i - base); with `normalize` the sum is divided by the sum of the weights.
+result = base + lambda * sum_i w_i (x_i - base); with `normalize` the sum is divided by the sum of the weights,
+unless that is 0 (below 1e-8).
 
 Reference: Ilharco et al., Editing models with task arithmetic, https://arxiv.org/abs/2212.04089
 """

@@ -1,9 +1,10 @@
 """Trim small changes, elect a sign for each entry, average those that agree.
 
 1. delta_i = x_i - base, of which the `density` share of largest magnitude is kept (at least one entry): of each tensor, as
-   mergekit does, or with `over: model` of the whole model at once, as in the paper.
+   mergekit does, by default, or with `over: model` of the whole model at once, as in the paper.
 2. The sign of an entry is that of sum_i w_i delta_i; deltas of the other sign drop out of that entry.
-3. result = base + lambda * the weighted sum of the rest, divided by the weights that took part if `normalize`.
+3. result = base + lambda * the weighted sum of the rest, divided by the weights that took part if `normalize`, unless they
+   sum to 0.
 
 Equal magnitudes at the cut are kept in the order of their place, so exactly floor(density * entries) are kept; over the whole
 model all of them are kept. That way costs two passes more over all tensors, before the first is written; tensors that have

@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plait.lazy import Tensor, torch
-from plait.method import PerModel, method, param
 from plait.matrices import by_matrix
+from plait.method import PerModel, method, param
 from plait.ops.pieces import Piece
 from plait.ops.spectral import polar, svd
 
@@ -29,7 +29,7 @@ class Params:
     lambda_: float = param("Scale of the whole change.", default=1.0)
 
 
-@method(Params, space="delta", base="required", unit="matrix")
+@method(Params, space="delta", base="required", unit="matrix", breaks=("equal models give that model",))
 def tsv_m(piece: Piece, p: Params) -> Tensor:
     n = len(piece.models)
 

@@ -25,8 +25,8 @@ import math
 from dataclasses import dataclass
 
 from plait.lazy import Tensor, torch
-from plait.method import PerModel, method, param
 from plait.matrices import by_matrix
+from plait.method import PerModel, method, param
 from plait.ops.interference import least_interference, ridged
 from plait.ops.pieces import Piece
 
@@ -41,7 +41,7 @@ class Params:
     lambda_: float = param("Scale of the whole change.", default=1.0)
 
 
-@method(Params, space="delta", base="required", unit="matrix")
+@method(Params, space="delta", base="required", unit="matrix", breaks=("equal models give that model",))
 def wudi(piece: Piece, p: Params) -> Tensor:
     def merge(matrix: Piece) -> Tensor:
         norms = [float(x.square().sum()) for x in matrix.models]

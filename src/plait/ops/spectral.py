@@ -6,6 +6,7 @@ u v^T; then equal inputs give equal results.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from plait.lazy import Tensor, torch
@@ -99,9 +100,9 @@ def skew(r: Tensor) -> Tensor:
 
 
 def turn(q: Tensor) -> Tensor:
-    """R - 1 for the rotation R of a skew matrix: 2 (1 - Q)^-1 Q."""
-    half: Tensor = torch.linalg.solve(_one(q) - q, q)
-    return 2 * half
+    """R - 1 for the rotation R of a skew matrix: 2 (1 - Q)^-1 Q; NaN where Q is beyond what float64 can tell from infinity."""
+    half, failed = torch.linalg.solve_ex(_one(q) - q, q)
+    return half * (math.nan if failed else 2)
 
 
 def _one(x: Tensor) -> Tensor:
