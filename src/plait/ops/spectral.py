@@ -102,7 +102,8 @@ def skew(r: Tensor) -> Tensor:
 def turn(q: Tensor) -> Tensor:
     """R - 1 for the rotation R of a skew matrix: 2 (1 - Q)^-1 Q; NaN where Q is beyond what float64 can tell from infinity."""
     half, failed = torch.linalg.solve_ex(_one(q) - q, q)
-    return half * (math.nan if failed else 2)
+    r: Tensor = half * (math.nan if failed else 2)
+    return r
 
 
 def _one(x: Tensor) -> Tensor:
