@@ -55,6 +55,13 @@ def ready(repo: str) -> None:
         raise PublishError(
             "there is no token for the Hub", wanted="a token with write access", do="run hf auth login, or set HF_TOKEN"
         )
+    if not hub.reachable():  # at once, and not after the tries of a request
+        raise PublishError(
+            f"{repo} cannot be pushed to",
+            wanted=f"an answer from {constants.ENDPOINT}",
+            found="the Hub cannot be reached",
+            do="check the network; nothing was sent",
+        )
     with _told(repo):
         me = hub.persist(lambda: HfApi().whoami())
     role = me.get("auth", {}).get("accessToken", {}).get("role")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import make
-from hub.conftest import User
+from hub.conftest import User, environment
 from hub.fakehub import FakeHub
+from plait.errors import PublishError
+from plait.publish import push
 
 NAMES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
@@ -82,6 +90,82 @@ def test_interrupted(user: User, hub: FakeHub, tmp_path: Path) -> None:
     user.ok("push", other, "tester/two")
     assert sent(hub, mark) == []
     assert held(hub, "tester/two") == local(other)
+
+
+def test_killed(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """After a push that was killed in the middle of a file, the next one sends that file, and no file that had arrived."""
+    folder = make.model(tmp_path / "a", shards=2)
+    first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors")))
+    hub.fail(f"/_lfs/{second}", "drop", times=100, method="PUT")
+    env = environment(hub.url, tmp_path / "home", HF_TOKEN=hub.token)
+    command = [sys.executable, "-m", "plait", "push", str(folder), "tester/one", "--quiet"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE) as process:
+        while process.poll() is None:
+            seen = {(path.split("/")[2], status) for method, path, status in list(hub.requests) if "/_lfs/" in path}
+            if {(first, 200), (second, "dropped")} <= seen:
+                process.kill()
+            time.sleep(0.01)
+    assert process.returncode == -signal.SIGKILL
+    assert "model.safetensors.index.json" not in held(hub, "tester/one")
+    hub.faults.clear()
+    mark = len(hub.requests)
+    user.ok("push", folder, "tester/one")
+    assert [path.split("/")[2] for _, path, _ in sent(hub, mark)] == [second]
+    assert held(hub, "tester/one") == local(folder)
+
+
+def test_row_28_offline_push(tmp_path: Path) -> None:
+    """Without a Hub, relative paths merge; merge --push says so before the work, and push leaves the model as it is."""
+    for name in ("a", "b"):
+        make.model(tmp_path / "m" / name)
+    make.write_json(tmp_path / "r.yml", make.recipe("linear", "m/a", "m/b"))
+    env = environment("http://127.0.0.1:9", tmp_path / "home", HF_TOKEN="hf_test")
+    offline = {**env, "HF_HUB_OFFLINE": "1"}
+
+    def run(*words: str, env: dict[str, str] = env) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "plait", *words]
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    for where, words in ((env, "the Hub cannot be reached"), (offline, "HF_HUB_OFFLINE=1")):
+        done = run("merge", "r.yml", "out", "--push", "tester/merged", env=where)
+        assert (done.returncode, words in done.stderr) == (2, True)
+        assert not (tmp_path / "out").exists()
+    assert run("merge", "r.yml", "out", env=offline).returncode == 0
+    before = local(tmp_path / "out")
+    assert {"README.md", "tokenizer.json", "config.json"} <= before.keys()
+    done = run("push", "out", "tester/merged")
+    assert (done.returncode, "Traceback" in done.stderr, "nothing was sent" in done.stderr) == (2, False, True)
+    assert local(tmp_path / "out") == before
+
+
+def test_row_43_unreachable_push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that is out of reach is asked once, and no request of a push is tried again and again."""
+    tries = []
+    real = socket.create_connection
+
+    def counted(address: tuple[str, int], *rest: Any, **more: Any) -> socket.socket:
+        tries.append(address)
+        return real(address, *rest, **more)
+
+    monkeypatch.setattr(socket, "create_connection", counted)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    with pytest.raises(PublishError, match="cannot be pushed to"):
+        push(make.model(tmp_path / "a"), "tester/merged")
+    assert tries == [("127.0.0.1", 9)]
+
+
+def test_merge_whose_push_fails(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """When the push after a merge fails, the merge is whole, and the message tells how to send it, which then does."""
+    path = make.write_json(tmp_path / "r.yml", make.recipe("linear", make.model(tmp_path / "a")))
+    hub.fail("/commit/", 500, times=40, method="POST")
+    done = user.plait("merge", path, tmp_path / "out", "--push", "tester/merged", "--quiet")
+    assert done.code == 2
+    again = done.err.splitlines()[0].partition("to send it: plait ")[2].split()
+    hub.faults.clear()
+    user.ok(*again)
+    assert held(hub, "tester/merged") == local(tmp_path / "out")
 
 
 def test_merge_and_push(user: User, hub: FakeHub, tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -42,9 +46,21 @@ def command(recipe: str, out: str, **options: Any) -> None:
 
         if options["write_model_card"]:
             rewrite(saved.out, name=options["push_to"])
-        pushed = push(saved.out, options["push_to"], private=options["private"])
+        with _to_send(saved.out, options["push_to"], options["private"]):
+            pushed = push(saved.out, options["push_to"], private=options["private"])
         facts["pushed"] = verb.facts(pushed)
         if telling:
             verb.tell(pushed)
     if options["as_json"]:
         _show.emit_json(facts)
+
+
+@contextmanager
+def _to_send(out: Path, repo: str, private: bool) -> Iterator[None]:
+    """When the push stops, say that the merge is whole, and how to send it."""
+    try:
+        yield
+    except BaseException:
+        again = shlex.join(["plait", "push", str(out), repo, *["--private"] * private])
+        click.echo(f"the merge is whole in {out}; to send it: {again}", err=True)
+        raise
