@@ -72,10 +72,11 @@ def command(models: tuple[str, ...], **options: Any) -> None:
     cards = [s for s in found if s.path and (s.path / "plait_provenance.json").is_file()] if options["card"] else []
     for subject in cards:
         check_card(subject.folder())
+    called = dict(zip(dict.fromkeys(models), (subject.name for subject in found), strict=True))
     done = compare(
         found,
         tasks,
-        against=options["against"],
+        against=[called.get(text, text) for text in options["against"]],
         cache=options["answers"],
         fresh=options["fresh"],
         progress=lambda total: _show.counting(total, "asking", options["quiet"]),
