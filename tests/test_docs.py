@@ -15,6 +15,7 @@ from plait.demo.score import score
 from plait.demo.story import HERE, unpack, weave
 
 ROOT = Path(__file__).parents[1]
+HOUSE = Path(plait.__file__).parent
 
 
 def program(name: str) -> ModuleType:
@@ -117,3 +118,12 @@ def test_the_readme_shows_the_demos_table(tmp_path: Path, monkeypatch: pytest.Mo
     for number, found in zip(rows[best], score(tmp_path / best).values(), strict=False):
         # a question of 500 is 0.2; other CPUs round the model's run differently, and may answer a few questions otherwise
         assert abs(float(number) - 100 * found.share) < 1.0
+
+
+def test_the_house_of_the_readme_is_this_one() -> None:
+    """Every file and folder of the package has one line in the README's tree, and there is no other line."""
+    tree = re.search(r"^src/plait/\n(.*?)^```", README, re.M | re.S)
+    assert tree
+    told = [line.split()[0] for line in tree[1].splitlines()]
+    folders = {f"{path.name}/" for path in HOUSE.iterdir() if (path / "__init__.py").is_file()}
+    assert sorted(told) == sorted({*folders, *(p.name for p in HOUSE.glob("*.py") if not p.name.startswith("__"))})

@@ -86,6 +86,7 @@ TOP = {
         "writer",
         "estimate",
         "moe",
+        "export",
     },
     "xxhash": {"verify", "journal", "writer"},
     "safetensors": {"demo"},

@@ -16,6 +16,7 @@ from typing import Any
 from plait.errors import MergeError, OutputError
 from plait.export.gguf import Export
 from plait.export.layout import Stored, blocks
+from plait.lazy import torch
 from plait.merged import Merge
 from plait.output.inputs import fetch
 from plait.run import default_threads
@@ -155,7 +156,9 @@ def _pieces(merge: Merge, one: Stored) -> Iterator[bytes]:
         size = rows // one.heads if one.heads else 1
         step = max(1, PIECE // max(1, columns * size)) * size
         for start in range(0, rows, step):
-            x = merge.read(source, (start, min(start + step, rows))).float().numpy()
+            read = merge.read(source, (start, min(start + step, rows)))
+            same = merge.specs[source].dtype == one.type == "BF16" and not one.raised  # numpy knows no bfloat16
+            x = (read.view(torch.int16) if same else read.float()).numpy()
             if one.heads:  # of each head, the two halves row by row in turn
                 x = x.reshape(-1, 2, size // 2, columns).swapaxes(1, 2).reshape(x.shape)
             if one.raised:
@@ -169,7 +172,7 @@ def _pieces(merge: Merge, one: Stored) -> Iterator[bytes]:
                 )
             if len(one.shape) < 2:
                 x = x.reshape(1, -1)
-            yield np.ascontiguousarray(gguf.quants.quantize(x, kind)).tobytes()
+            yield np.ascontiguousarray(x if same else gguf.quants.quantize(x, kind)).tobytes()
 
 
 def _in_parallel(tasks: list[Callable[[threading.Event], None]], threads: int) -> None:
