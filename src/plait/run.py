@@ -126,7 +126,10 @@ def run(
 
     def work(step: Step) -> None:
         made = task(plan, step, in_order=True)
-        if not made.fused:
+        files = all(
+            isinstance(plan.models[source.model].opened.checkpoint, SafetensorsFiles) for source in step.sources()
+        )
+        if not (made.fused and files):  # views compute with torch
             one_thread()
         for row, piece in made.run(check):
             if stop.is_set():

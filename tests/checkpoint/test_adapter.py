@@ -305,6 +305,29 @@ def test_same_bytes(tmp_path: Path) -> None:
     assert make.hashes(tmp_path / "1") == make.hashes(tmp_path / "3")
 
 
+@pytest.mark.parametrize("method", ["passthrough", "linear", "ties", "slerp", "ortho_merge"])
+def test_one_thread_for_each(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a merge reads through an adapter, each of its threads keeps torch to itself: torch's own would only wait."""
+    made = make.tensors()
+    base, seen = make.write(tmp_path / "base", made), []
+    read = Adapted.read
+
+    def spied(view: Adapted, name: str, rows: Any = None) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return read(view, name, rows)
+
+    monkeypatch.setattr(Adapted, "read", spied)
+    ref, values = f"{base}+{lora(tmp_path / 'lora', made)}", {"t": 0.3} if method == "slerp" else {"weight": 1.0}
+    recipe = make.recipe(method, ref, base=None if method in ("passthrough", "linear") else base, parameters=values)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        plait.merge({**recipe, "parameters": {} if method == "passthrough" else values}).save(tmp_path / "out")
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
 def run(*args: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(list(args))

@@ -59,6 +59,15 @@ def fp8(shape: tuple[int, ...], block: tuple[int, int] | None, end: str = "_scal
     )
 
 
+def fp8_idle() -> Case:
+    """Packed experts, and a projection, with scales for what is computed with them, which are no weights."""
+    (experts, quantization, exact), (single, _, other) = fp8((3, 7, 5), (2, 3)), fp8((6, 5), None)
+    stored = {f"a.gate_up_proj{end}": experts[f"a.weight{end}"] for end in ("", "_scale_inv")}
+    stored |= {f"k.weight{end}": single[f"a.weight{end}"] for end in ("", "_scale_inv")}
+    stored |= {name: torch.ones(()) for name in ("a.gate_up_proj_activation_scale", "k.k_scale", "k.input_scale")}
+    return stored, quantization, {"a.gate_up_proj": exact["a.weight"], "k.weight": other["a.weight"]}
+
+
 def fbgemm() -> Case:
     stored, _, exact = fp8((10, 6), (1, 6), "_scale")
     return stored | {"a.input_scale_ub": torch.ones(1)}, {"quant_method": "fbgemm_fp8"}, exact
@@ -215,6 +224,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "fp8 experts": lambda: fp8((3, 7, 5), (2, 3)),
     "fp8 a tensor": lambda: fp8((6, 5), None),
     "fp8 an expert": lambda: fp8((3, 6, 5), None),
+    "fp8 idle scales": fp8_idle,
     "fbgemm": fbgemm,
     "modelopt nvfp4": modelopt,
     "modelopt fp8": modelopt_fp8,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -56,6 +57,28 @@ def test_row_4_random_config(hash_seed: str, models: list[Path], tmp_path: Path)
     env = {**os.environ, "PYTHONHASHSEED": hash_seed}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
     assert [marks(tmp_path / out) for out in ("out0", "out1")] == [{"c"}, {"b"}]
+
+
+def test_sentence_transformers(models: list[Path], tmp_path: Path) -> None:
+    """How a model embeds texts is carried along: its modules, with the folder of each; an older model's are removed."""
+    base = models[1]
+    make.write_json(base / "modules.json", {"1": {"path": "1_Pooling"}, "2": {"path": "2_Dense"}})
+    make.write_json(base / "sentence_bert_config.json", {"max_seq_length": 7})
+    for part in ("1_Pooling", "2_Dense"):
+        (base / part).mkdir()
+        make.write_json(base / part / "config.json", {"part": part})
+    save_file({"linear.weight": torch.ones(2, 2)}, base / "2_Dense" / "model.safetensors")
+    (base / "3_other").mkdir()
+    (base / "3_other" / "notes.txt").write_text("")
+    merge = plait.merge(make.recipe("linear", *models, base=base))
+    out = merge.save(tmp_path / "out").out
+    carried = ["modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "2_Dense/config.json"]
+    carried += ["2_Dense/model.safetensors"]
+    assert all((out / name).read_bytes() == (base / name).read_bytes() for name in carried)
+    assert not (out / "3_other").exists()
+    assert any("2_Dense/model.safetensors" in note and "not merged" in note for note in merge.plan.notes)
+    plait.merge(make.recipe("linear", *models)).save(out, force=True)
+    assert not any((out / name).exists() for name in [*carried, "1_Pooling", "2_Dense"])
 
 
 def test_no_code(models: list[Path], tmp_path: Path) -> None:

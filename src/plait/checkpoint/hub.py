@@ -23,6 +23,8 @@ from plait.types import ModelRef
 
 #: what a merge may need besides the weights
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.tiktoken", "LICENSE*", "README.md")
+#: where such files may lie below the top
+FOLDERS = ("additional_chat_templates/*.jinja", "[0-9]*_*/config.json")
 #: of these, what planning needs; and anything that is no larger than `SMALL` bytes
 PLANNED = ("config.json", "*.index.json", "tokenizer_config.json", "chat_template.*", "adapter_config.json")
 SMALL = 100_000
@@ -69,7 +71,7 @@ class Repo:
         return [
             name
             for name, file in self.files.items()
-            if ("/" not in name or fnmatch(name, "additional_chat_templates/*.jinja"))
+            if ("/" not in name or any(fnmatch(name, pattern) for pattern in FOLDERS))
             and any(fnmatch(name, pattern) for pattern in SIDE_FILES)
             and (not planned or file.size <= SMALL or any(fnmatch(name, pattern) for pattern in PLANNED))
         ]

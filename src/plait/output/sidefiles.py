@@ -43,7 +43,11 @@ OTHERS = (
     "video_preprocessor_config.json",
     "feature_extractor_config.json",
     "normalizer.json",
+    "modules.json",  # sentence-transformers: how texts are embedded, with a numbered folder for each part
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
 )
+PARTS = ("[0-9]*_*/config.json", "[0-9]*_*/model.safetensors")
 
 
 #: what plait writes besides
@@ -55,10 +59,10 @@ def clear(out: Path) -> None:
     """Remove the side files of an older model: one that the new model lacks would pass for the new model's."""
     for name in (*OWN, *TOKENIZER, *TEMPLATES, *OTHERS):
         (out / name).unlink(missing_ok=True)
-    for path in (out / NAMED_TEMPLATES).glob("*.jinja"):
+    for path in [path for pattern in (f"{NAMED_TEMPLATES}/*.jinja", *PARTS) for path in out.glob(pattern)]:
         path.unlink()
-    if (out / NAMED_TEMPLATES).is_dir() and not any((out / NAMED_TEMPLATES).iterdir()):
-        (out / NAMED_TEMPLATES).rmdir()
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,10 @@ def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
             copied |= _found(tokenizer.opened, TEMPLATES, f"{NAMED_TEMPLATES}/*.jinja", words=True)
     origins = dict.fromkeys([*copied, *texts], str(tokenizer.ref))
     others = _found(donor.opened, OTHERS)
+    if "modules.json" in others:
+        others |= {name: path for pattern in PARTS for name, path in _found(donor.opened, (), pattern).items()}
+        if kept := [name for name in others if name.endswith(".safetensors")]:
+            notes.append(f"{', '.join(kept)} of {donor.ref}: copied, not merged")
     copied |= others
     origins |= dict.fromkeys(others, str(donor.ref))
     if plan.vocabulary and plan.vocabulary.moves and (path := copied.get("generation_config.json")):

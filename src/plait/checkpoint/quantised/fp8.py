@@ -15,7 +15,7 @@ from plait.lazy import Tensor
 
 METHODS = ("fp8", "fbgemm_fp8")
 FLOATS = ("F8_E4M3", "F8_E5M2")
-_IDLE = ("input_scale", "activation_scale", "input_scale_ub")  # for activations
+_IDLE = ("input_scale", "activation_scale", "input_scale_ub", "k_scale", "v_scale", "q_scale")  # for activations
 
 
 def weights(quantization: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Weight]:
@@ -26,7 +26,8 @@ def weights(quantization: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str
             scale = next((s for end in ("_scale_inv", "_scale") if (s := name + end) in specs), None)
             if scale is None:
                 raise misfit(name, f"its scale, {name}_scale_inv or {name}_scale", "none")
-            idle = [n for end in _IDLE if (n := f"{name.rpartition('.')[0]}.{end}") in specs]
+            at = name.removesuffix(".weight")  # of packed experts: gate_up_proj_activation_scale
+            idle = [n for end in _IDLE for mark in "._" if (n := f"{at}{mark}{end}") in specs]
             found[name] = scaled(checkpoint, name, scale, quantization.get("weight_block_size"), idle)
     return found
 
