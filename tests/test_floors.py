@@ -53,6 +53,7 @@ ROOMS = [
         "prepare",
         "multi",
         "reproduce",
+        "plain",
         "publish",
         "front",
         "evaluate",

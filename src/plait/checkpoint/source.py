@@ -153,12 +153,8 @@ def adapted(
     ref = base.ref
     if not ref.adapter:
         return base
-    local = local_path(ref.adapter, relative_to)
-    named = ModelRef(ref.adapter, ref.adapter_revision)
-    repo = None if local else hub.look(named, cache)
-    if repo:
-        hub.fetch(repo, [*repo.side_files(), *(name for name in repo.files if name.startswith("adapter_model."))])
-    adapter = open_adapter(repo.folder if repo else Path(str(local)))
+    folder, repo = adapter_folder(ModelRef(ref.adapter, ref.adapter_revision), cache, relative_to)
+    adapter = open_adapter(folder)
     checkpoint = Adapted(base.checkpoint, adapter, lora_dtype)
     own = adapter.folder if checkpoint.resized and any((adapter.folder / n).is_file() for n in _TOKENIZERS) else None
     return replace(
@@ -168,6 +164,24 @@ def adapted(
         files=(*base.files, *adapter.files),
         adapter_revision=repo.revision if repo else None,
     )
+
+
+def adapter_folder(
+    ref: ModelRef, cache: Path | None = None, relative_to: Path | None = None
+) -> tuple[Path, hub.Repo | None]:
+    """The folder of an adapter, brought into the cache from the Hub if need be."""
+    if local := local_path(ref.path, relative_to):
+        return local, None
+    repo = hub.look(ref, cache)
+    hub.fetch(repo, [*repo.side_files(), *(name for name in repo.files if name.startswith("adapter_model."))])
+    return repo.folder, repo
+
+
+def is_adapter(ref: ModelRef, cache: Path | None = None, relative_to: Path | None = None) -> bool:
+    """Whether a reference names an adapter, and not a model."""
+    if local := local_path(ref.path, relative_to):
+        return (local / "adapter_config.json").is_file()
+    return "adapter_config.json" in hub.look(ref, cache).files
 
 
 def _weights(files: list[Path], config: dict[str, Any]) -> Checkpoint:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from plait.cli import _show, _work
-from plait.cli._options import idle, planned_how, planning
+from plait.cli._options import idle, planned_how, planning, saving
 
 RANK = 128  # of extract, if there is no bound; mergekit's
 
@@ -64,7 +65,6 @@ def extract(model: str, base: str, out: str, **options: Any) -> None:
     """
     from plait.lora import Choice, Limit
     from plait.lora import extract as run
-    from plait.lora.report import as_data, total
 
     _work.greet(options)
     quiet = options["quiet"]
@@ -88,17 +88,20 @@ def extract(model: str, base: str, out: str, **options: Any) -> None:
             progress=progress,
             **how,
         )
-    facts = {"out": str(made.out), "bytes": made.nbytes, "error": total(made.rows), "modules": as_data(made.rows)}
+    _show.notes(made.notes, quiet)
+    _show.notes((f"{name} has changed, and is of a kind that an adapter cannot hold" for name in made.left_out), quiet)
+    _closing(made, options, left_out=list(made.left_out))
+
+
+def _closing(made: Any, options: Any, **more: Any) -> None:
+    """What was written: the modules with most left out, and the sum of all; or everything as JSON."""
+    from plait.lora.report import as_data, total
+
     if options["as_json"]:
-        _show.emit_json({**facts, "left_out": list(made.left_out)})
-    elif not quiet:
-        _told(made)
-
-
-def _told(made: Any) -> None:
-    """The modules with most left out, and the sum of all."""
-    from plait.lora.report import total
-
+        facts = {"out": str(made.out), "bytes": made.nbytes, "error": total(made.rows), "modules": as_data(made.rows)}
+        _show.emit_json({**facts, **more})
+    if options["as_json"] or options["quiet"]:
+        return
     factored = sorted((row for row in made.rows if row.rank is not None), key=lambda row: -row.error)
     if factored:
         _show.columns(
@@ -106,11 +109,109 @@ def _told(made: Any) -> None:
         )
     if len(factored) > 8:
         click.echo(f"  … {len(factored) - 8} modules more, with less left out (--json lists all)")
-    _show.notes(made.notes)
-    for name in made.left_out:
-        click.echo(f"note: {name} has changed, and is of a kind that an adapter cannot hold", err=True)
     whole = len(made.rows) - len(factored)
     click.echo(
         f"wrote {made.out}: {len(factored)} modules with factors, {whole} whole, {_show.size(made.nbytes)}; "
         f"{total(made.rows):.3g} of the factored modules' change is left out"
     )
+
+
+@command.command("merge")
+@click.argument("sources", nargs=-1, required=True, type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option(
+    "-w", "--weight", "weights", multiple=True, type=float, help="One for all, or one for each.  [default: 1]"
+)
+@click.option("--method", default=None, help="Any merge method.  [default: the sum, exactly]")
+@click.option("-p", "--parameter", "given", multiple=True, metavar="NAME=VALUE", help="Of the method; may be repeated.")
+@click.option("--base-model", "base", default=None, help="Needed for adapters that are more than factors: DoRA, say.")
+@limited
+@click.option("--random-seed", "seed", type=int, default=None, help="Seed of dare and its kin.  [default: 0]")
+@click.option("--transformers-cache", "cache", type=click.Path(), default=None, help="Folder of downloaded models.")
+@click.option("--lenient", is_flag=True, help="Pass over what mergekit ignores, with a warning for each.")
+@click.option("--force", is_flag=True, help="Replace what is in OUT.")
+@click.option("--quiet/--no-quiet", help="Say nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Every module with its rank and error, as JSON.")
+def merge(sources: tuple[str, ...], out: str, **options: Any) -> None:
+    """Make one adapter of several: SOURCES are adapters, or one recipe that has adapters as its models.
+
+    What is merged is what the adapters change, never their A and B. A sum is exact, and its ranks add up; --rank, --energy or
+    --error make it smaller, as well as can be, and what is left out is told.
+    """
+    from plait.lora import BaseNeededError, Limit, extract
+    from plait.lora import merge as run
+    from plait.lora.merge import over_base
+
+    recipe = _recipe(sources, options)
+    bounded = any(options[name] is not None for name in ("rank", "energy", "error"))
+    limit = Limit(options["rank"], options["energy"], options["error"]) if bounded else None
+    more = {name: options[name] for name in ("dtype", "seed", "lenient", "cache", "force")}
+    with _show.modules(options["quiet"]) as progress:
+        try:
+            made: Any = run(recipe, out, limit, progress=progress, **more)
+        except BaseNeededError:
+            if options["base"] is None:
+                raise
+            nested, ranks = over_base(recipe, options["base"])
+            made = extract(nested, options["base"], out, limit or Limit(rank=ranks), progress=progress, **more)
+    _show.notes(made.notes, options["quiet"])
+    _closing(made, options)
+
+
+def _recipe(sources: Sequence[str], options: Any) -> Any:
+    """The recipe that is named, or one of the adapters and options."""
+    import yaml
+
+    from plait.errors import PlaitError
+    from plait.methods import registry
+    from plait.recipe import write
+
+    if len(sources) == 1 and sources[0].endswith((".yml", ".yaml")):
+        if options["method"] or options["weights"] or options["given"]:
+            raise PlaitError("a recipe has its method, weights and parameters in itself", do="write them into it")
+        return sources[0]
+    _one_each(sources, options["weights"])
+    parameters = {}
+    for text in options["given"]:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise PlaitError(f"the parameter {text!r} has no value", wanted="NAME=VALUE", found=text)
+        parameters[name] = yaml.safe_load(value)
+    method = registry().get(options["method"])
+    weighted = method is None or any(parameter.name == "weight" for parameter in method.parameters)
+    return write.together(sources, options["weights"], options["method"], parameters, weighted)
+
+
+@command.command("apply")
+@click.argument("base")
+@click.argument("adapters", nargs=-1, required=True)
+@click.argument("out", type=click.Path())
+@click.option(
+    "-w", "--weight", "weights", multiple=True, type=float, help="One for all, or one for each.  [default: 1]"
+)
+@click.option("--dtype", default=None, help="Of the output.  [default: the base's]")
+@planning
+@saving
+@click.option("--resume", is_flag=True, help="Go on where a merge into OUT stopped.")
+@idle
+def apply(base: str, adapters: tuple[str, ...], out: str, **options: Any) -> None:
+    """Put ADAPTERS into their BASE and write the model OUT."""
+    from plait.cli._options import prepared
+    from plait.recipe import write
+
+    weights, dtype = options["weights"], options["dtype"]
+    _one_each(adapters, weights)
+    _work.greet(options)
+    recipe = write.applied(base, adapters, list(weights) * len(adapters) if len(weights) == 1 else weights)
+    plan = prepared({**recipe, **({"dtype": dtype} if dtype else {})}, options)
+    saved = _work.save(plan, out, options, resume=options["resume"])
+    if options["as_json"]:
+        _show.emit_json(_work.facts(saved))
+
+
+def _one_each(adapters: Sequence[str], weights: Sequence[float]) -> None:
+    from plait.errors import PlaitError
+
+    if weights and len(weights) not in (1, len(adapters)):
+        found = f"{len(adapters)} adapters, {len(weights)} weights"
+        raise PlaitError("each adapter needs its weight", wanted="-w once, or once for each adapter", found=found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from math import sqrt
@@ -75,7 +75,7 @@ class _Done:
 
 
 def extract(
-    model: str,
+    model: str | Mapping[str, Any],
     base: str,
     out: str | Path,
     limit: Limit,
@@ -97,7 +97,7 @@ def extract(
     if code not in MERGEABLE:
         wanted = ", ".join(DTYPES[c].name for c in MERGEABLE)
         raise PlaitError(f"factors cannot be written in {dtype!r}", wanted=wanted, found=dtype)
-    if ModelRef.parse(model) == ModelRef.parse(base):
+    if isinstance(model, str) and ModelRef.parse(model) == ModelRef.parse(base):
         raise PlaitError("model and base are one", wanted="a model and what it was made of", found=model)
     choice = choice or Choice()
     recipe = write.over(base, [model])
@@ -128,9 +128,10 @@ def extract(
                 tell(1)
         if not rows:
             do = "name a model that was trained further, and check the patterns of modules"
-            raise PlaitError(f"nothing of {model} that is looked at differs from {base}", found="no change", do=do)
+            raise PlaitError(f"nothing that is looked at differs from {base}", found="no change", do=do)
         config = _config(base, plan, rows, wide)
-        told = [f"The change from `{base}` to `{model}`, as factors."]
+        called = model if isinstance(model, str) else f"a merge by {model.get('merge_method')}"
+        told = [f"The change from `{base}` to `{called}`, as factors."]
         facts = {
             "model": model,
             "base": base,

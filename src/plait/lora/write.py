@@ -55,6 +55,11 @@ class AdapterWriter:
             raise _failed(self.out, error) from error
         self._at = end
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors so far."""
+        return self._at
+
     def finish(self, config: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         """Put the header before the tensors, and the small files beside them; the folder is whole then."""
         header = json.dumps(self._entries, separators=(",", ":"), ensure_ascii=False).encode()

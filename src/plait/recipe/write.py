@@ -28,8 +28,28 @@ def stacked(models: Sequence[str], order: Sequence[Layer], dtype: str | None = N
     return {"merge_method": "passthrough", "slices": slices, **({"dtype": dtype} if dtype else {})}
 
 
-def over(base: str, models: Sequence[str], weights: Sequence[float] = ()) -> dict[str, Any]:
+def over(base: str, models: Sequence[str | Mapping[str, Any]], weights: Sequence[float] = ()) -> dict[str, Any]:
     """The recipe that adds the changes of models to their base, each times its weight, or 1."""
     shares = weights or [1.0] * len(models)
     entries = [{"model": m, "parameters": {"weight": w}} for m, w in zip(models, shares, strict=True)]
     return {"merge_method": "task_arithmetic", "base_model": base, "models": entries}
+
+
+def together(
+    models: Sequence[str], weights: Sequence[float], method: str | None, parameters: Mapping[str, Any], weighted: bool
+) -> dict[str, Any]:
+    """The recipe of models by a method, by default their sum, with parameters that were given one by one; `weighted` or not."""
+    shares = list(weights or [1.0]) * (len(models) if len(weights) <= 1 else 1)
+    entries: list[dict[str, Any]] = [{"model": model} for model in models]
+    for entry, share in zip(entries, shares, strict=True) if weighted else ():
+        entry["parameters"] = {"weight": share}
+    made = {"merge_method": method or "task_arithmetic", "models": entries}
+    return {**made, **({"parameters": dict(parameters)} if parameters else {})}
+
+
+def applied(base: str, adapters: Sequence[str], weights: Sequence[float] = ()) -> dict[str, Any]:
+    """The recipe that puts adapters into their base, each times its weight, or 1."""
+    named = [f"{base}+{adapter}" for adapter in adapters]
+    if len(named) == 1 and list(weights or [1.0]) == [1.0]:
+        return {"merge_method": "passthrough", "models": [{"model": named[0]}]}
+    return over(base, named, weights)
