@@ -160,8 +160,6 @@ def merge(sources: tuple[str, ...], out: str, **options: Any) -> None:
 
 def _recipe(sources: Sequence[str], options: Any) -> Any:
     """The recipe that is named, or one of the adapters and options."""
-    import yaml
-
     from plait.errors import PlaitError
     from plait.methods import registry
     from plait.recipe import write
@@ -171,15 +169,9 @@ def _recipe(sources: Sequence[str], options: Any) -> Any:
             raise PlaitError("a recipe has its method, weights and parameters in itself", do="write them into it")
         return sources[0]
     _one_each(sources, options["weights"])
-    parameters = {}
-    for text in options["given"]:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise PlaitError(f"the parameter {text!r} has no value", wanted="NAME=VALUE", found=text)
-        parameters[name] = yaml.safe_load(value)
     method = registry().get(options["method"])
     weighted = method is None or any(parameter.name == "weight" for parameter in method.parameters)
-    return write.together(sources, options["weights"], options["method"], parameters, weighted)
+    return write.together(sources, options["weights"], options["method"], options["given"], weighted)
 
 
 @command.command("apply")

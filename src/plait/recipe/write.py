@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from plait.errors import RecipeError
+
 #: (which model, number of the layer)
 Layer = tuple[int, int]
 
@@ -36,15 +38,21 @@ def over(base: str, models: Sequence[str | Mapping[str, Any]], weights: Sequence
 
 
 def together(
-    models: Sequence[str], weights: Sequence[float], method: str | None, parameters: Mapping[str, Any], weighted: bool
+    models: Sequence[str], weights: Sequence[float], method: str | None, given: Sequence[str], weighted: bool
 ) -> dict[str, Any]:
-    """The recipe of models by a method, by default their sum, with parameters that were given one by one; `weighted` or not."""
+    """The recipe of models by a method, by default their sum; parameters are given as NAME=VALUE."""
+    parameters = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise RecipeError(f"the parameter {each!r} has no value", wanted="NAME=VALUE", found=each)
+        parameters[name] = yaml.safe_load(value)
     shares = list(weights or [1.0]) * (len(models) if len(weights) <= 1 else 1)
     entries: list[dict[str, Any]] = [{"model": model} for model in models]
     for entry, share in zip(entries, shares, strict=True) if weighted else ():
         entry["parameters"] = {"weight": share}
     made = {"merge_method": method or "task_arithmetic", "models": entries}
-    return {**made, **({"parameters": dict(parameters)} if parameters else {})}
+    return {**made, **({"parameters": parameters} if parameters else {})}
 
 
 def applied(base: str, adapters: Sequence[str], weights: Sequence[float] = ()) -> dict[str, Any]:
