@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import make
 from hub.conftest import User
@@ -54,3 +55,24 @@ def test_tokenizers_are_compared(user: User, hub: FakeHub, tmp_path: Path) -> No
     path = make.write_json(tmp_path / "r.yml", make.recipe("linear", "tester/a", "tester/c"))
     done = user.ok("check", path, "--transformers-cache", cache)
     assert "differ in 2 ids" in done.err
+
+
+def test_report(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """A merge is looked through beside parents on the Hub, in parts and without a copy; one that has gone on is told."""
+    base = make.tensors(0)
+    tuned = {
+        name: x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) for name, x in base.items()
+    }
+    folders = {name: make.write(tmp_path / name, made) for name, made in (("a", base), ("b", tuned))}
+    for name, folder in folders.items():
+        hub.publish(f"tester/{name}", folder)
+    path = make.write_json(tmp_path / "r.yml", make.recipe("task_arithmetic", "tester/b", base="tester/a"))
+    options = ["--transformers-cache", tmp_path / "cache"]
+    user.ok("merge", path, tmp_path / "out", "--stream", *options)
+    data = json.loads(user.ok("report", tmp_path / "out", "--json", "--quiet", *options).out)
+    assert data["verdict"] == "good"
+    assert data["parents"][1]["carried"] == pytest.approx(1.0)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    hub.publish("tester/b", make.model(tmp_path / "c", 0), "second")
+    data = json.loads(user.plait("report", tmp_path / "out", "--json", "--quiet", *options).out)
+    assert any(verdict["says"].startswith("tester/b has gone on: merged at") for verdict in data["verdicts"])
