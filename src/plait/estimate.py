@@ -90,12 +90,15 @@ def _growth(step: Step, rows: int, columns: int) -> float:
 
 
 def _sample(plan: Plan, step: Step, codes: tuple[str, ...]) -> tuple[float, tuple[int, int]]:
-    """Seconds that some rows of such a step take on one thread, from a run on random numbers; and their shape."""
+    """Seconds that a piece of such a step takes on one thread, from a run on random numbers; and its shape."""
     made = task(plan, step)
     assert isinstance(made, Task)
-    columns = step.spec.matrix[1]
-    rows = block_rows(columns) * math.ceil(PIECE / max(1, block_rows(columns) * columns))
-    rows = min(rows, step.spec.shape[-2] if _cubic(step) else step.spec.matrix[0])
+    rows, columns = step.spec.matrix
+    if _cubic(step):  # a smaller matrix of the same proportions
+        shrink = min(1.0, math.sqrt(PIECE / math.prod(step.spec.shape[-2:])))
+        rows, columns = (max(2, math.ceil(side * shrink)) for side in step.spec.shape[-2:])
+    else:
+        rows = min(rows, block_rows(columns) * math.ceil(PIECE / max(1, block_rows(columns) * columns)))
     noise = torch.Generator().manual_seed(0)
     sample = [(torch.randn(rows, columns, generator=noise) * 0.02).to(torch_dtype(code)) for code in codes]
     base, models = (sample[0], sample[1:]) if made.base else (None, sample)
@@ -104,9 +107,9 @@ def _sample(plan: Plan, step: Step, codes: tuple[str, ...]) -> tuple[float, tupl
     try:
         best = math.inf
         for _ in range(2):
-            begun = time.perf_counter()
+            begun = time.thread_time()  # others may use the cores meanwhile
             merge_tensors(made.method, made.params, models, base, name=step.name, dtype=torch_dtype(made.dtype))
-            best = min(best, time.perf_counter() - begun)
+            best = min(best, time.thread_time() - begun)
     finally:
         torch.set_num_threads(before)
     return best, (rows, columns)

@@ -61,8 +61,16 @@ def step_json(plan: Plan, step: Step) -> dict[str, Any]:
         "inputs": [_input(plan, source) for source in step.inputs],
         "settings": [_given(given) for given in step.settings],
         "note": step.note,
-        "rule": None if step.rule is None else {"when": str(step.rule.when), "where": _place(step.rule.where)},
+        "rule": _rule(plan, step),
     }
+
+
+def _rule(plan: Plan, step: Step) -> dict[str, Any] | None:
+    """The rule that fitted, or what the recipe says of tensors that none fits; None where it has no rules."""
+    recipe = plan.recipe
+    if step.rule is not None:
+        return {"when": str(step.rule.when), "where": _place(step.rule.where)}
+    return {"otherwise": str(recipe.otherwise), "where": _place(recipe.at("otherwise"))} if recipe.rules else None
 
 
 def _input(plan: Plan, source: Input) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def problems(
 def _unknown(name: str, methods: Mapping[str, Method], where: Where | None) -> RecipeError:
     near = nearest(name, methods)
     do = f"did you mean {near}?" if near else "write one of them; 'plait methods' tells what each does"
+    do += " One of your own is known with --load FILE"
     return RecipeError(f"the merge method {name!r} is unknown", wanted=", ".join(methods), do=do, where=where)
 
 

@@ -29,6 +29,9 @@ def command(recipe: str, tensor: str, as_json: bool, **options: Any) -> None:
     click.echo(f"method: {step.method.name if step.method else 'copy, byte for byte'}")
     if step.rule:
         click.echo(f"rule: {step.rule.when}" + (f" ({step.rule.where})" if step.rule.where else ""))
+    elif plan.recipe.rules:
+        where = plan.recipe.at("otherwise")
+        click.echo(f"rule: none fits; otherwise {plan.recipe.otherwise}" + (f" ({where})" if where else ""))
     if step.note:
         click.echo(f"note: {step.note}")
     rows = [
@@ -42,7 +45,7 @@ def command(recipe: str, tensor: str, as_json: bool, **options: Any) -> None:
     ]
     click.echo("inputs")
     _show.columns(rows)
-    if step.settings:
+    if step.method and step.settings:
         click.echo("values")
         _show.columns(
             [

@@ -133,10 +133,9 @@ class Builder:
         chosen = [(s, n) for s, n in own if self.models[s.model].ref == choice.copy]
         if not chosen:
             there = ", ".join(str(self.models[s.model].ref) for s, _ in own)
+            what = f"{choice.copy} takes no part in what the rule is for"
             do = "copy from a model of the slice"
-            raise PlanError(
-                f"{choice.copy} takes no part in {name}", wanted=there, found=str(choice.copy), do=do, where=where
-            )
+            raise PlanError(what, wanted=there, found=f"so for {name}", do=do, where=where)
         if why := next((why for s, n in chosen if (why := self.models[s.model].lacks.get(n))), None):
             do = "copy from a model that has these tensors"
             raise PlanError(f"{choice.copy} has nothing to copy: {why}", wanted=name, do=do, where=where)

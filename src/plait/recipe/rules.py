@@ -90,6 +90,9 @@ class Otherwise:
     model: ModelRef | str | None = None
     where: Where | None = field(default=None, compare=False)
 
+    def __str__(self) -> str:
+        return self.do if self.model is None else f"{self.do} {self.model}"
+
 
 DEFAULT = Otherwise()
 
