@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from plait.cli import _show
 
-class Verbs(click.Group):
+
+class Verbs(_show.Listed):
     """Finds its commands in this folder."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -22,12 +24,6 @@ class Verbs(click.Group):
             return None
         command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
         return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Each verb's first sentence, whole: click would cut it at the end of the line."""
-        rows = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, found.get_short_help_str(300)) for name, found in rows if found])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -13,6 +13,15 @@ import click
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
+class Listed(click.Group):
+    """A group whose help has each command's first sentence whole; click would cut it at the end of the line."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, found.get_short_help_str(300)) for name, found in rows if found])
+
+
 def size(nbytes: float) -> str:
     """Bytes for people: 1.27 GB, 640 MB, 12 KB."""
     for unit, scale, digits in (("TB", 1e12, 2), ("GB", 1e9, 2), ("MB", 1e6, 0), ("KB", 1e3, 0)):

@@ -47,7 +47,8 @@ def save(plan: Any, out: str, options: Mapping[str, Any], **more: Any) -> Any:
             err=True,
         )
     _fetching(plan, options["stream"], quiet)
-    with _hint(out), _show.progress(plan.nbytes, "merging", quiet) as tell:
+    weights = sum(spec.nbytes for spec in plan.specs.values())
+    with _hint(out), _show.progress(weights, "merging", quiet) as tell:
         saved = Merge(plan).save(out, progress=tell, **{**saved_how(options), "threads": threads, **more})
     if saved.untouched and not quiet:
         click.echo(f"{saved.out} holds this merge already, whole: every hash is right; nothing was written", err=True)

@@ -11,7 +11,7 @@ from plait.cli import _show
 from plait.cli._options import planning, prepared
 
 
-@click.group()
+@click.group(cls=_show.Listed)
 def command() -> None:
     """Write a model in the format of another program: gguf, for llama.cpp and Ollama."""
 

@@ -13,7 +13,7 @@ from plait.cli._options import idle, planned_how, planning, saving
 RANK = 128  # of extract, if there is no bound; mergekit's
 
 
-@click.group()
+@click.group(cls=_show.Listed)
 def command() -> None:
     """Make adapters of models, merge adapters, put them into models."""
 

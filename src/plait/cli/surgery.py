@@ -11,7 +11,7 @@ import click
 from plait.cli import _show
 
 
-@click.group()
+@click.group(cls=_show.Listed)
 def command() -> None:
     """Drop, repeat or shuffle layers. Prints the recipe, and with an OUT runs it."""
 
