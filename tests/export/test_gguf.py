@@ -363,6 +363,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "model 2" in capsys.readouterr().err
 
 
+def test_experts_in_one_tensor(tmp_path: Path) -> None:
+    """A model whose experts lie in one tensor of a layer gives the file that it gives with a tensor for each."""
+    split = gguf_models.write("qwen3 moe", tmp_path / "split")
+    plait.merge(make.recipe("passthrough", split, parameters={}), expert_layout="fused").save(tmp_path / "fused")
+    assert any(name.endswith("experts.gate_up_proj") for name in plait.open(tmp_path / "fused").specs)
+    for folder in ("split", "fused"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["export", "gguf", str(tmp_path / folder), str(tmp_path / f"{folder}.gguf"), "--quiet"])
+        assert ended.value.code == 0
+    mine, theirs = tensors(tmp_path / "split.gguf"), tensors(tmp_path / "fused.gguf")
+    assert all(np.array_equal(mine[name].data, theirs[name].data) for name in mine.keys() | theirs.keys())
+
+
 def test_what_can_be_quantised() -> None:
     """The types are those that the gguf package writes."""
     assert {"F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"} <= set(blocks())

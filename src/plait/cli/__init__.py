@@ -57,7 +57,8 @@ def main(args: list[str] | None = None) -> Any:
     try:
         code = cli.main(args, prog_name="plait", standalone_mode=False)
     except PlaitError as error:
-        click.echo(_fitted(f"error: {error}"), err=True)
+        for line in f"error: {error}".split("\n"):
+            click.echo(_show.fitted(line, 10 if line.startswith("  ") else 2, stderr=True), err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()
@@ -69,19 +70,3 @@ def main(args: list[str] | None = None) -> Any:
         sys.stderr.close()
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fitted(text: str) -> str:
-    """An error broken between words on a terminal; as it is elsewhere."""
-    if not sys.stderr.isatty():
-        return text
-    import shutil
-    import textwrap
-
-    columns = max(40, shutil.get_terminal_size().columns)
-    hanging = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
-    lines = []
-    for line in text.split("\n"):
-        hanging.subsequent_indent = " " * (10 if line.startswith("  ") else 2)
-        lines.append(hanging.fill(line))
-    return "\n".join(lines)

@@ -58,11 +58,26 @@ def notes(lines: Iterable[str], quiet: bool = False) -> None:
 
 
 def columns(rows: Sequence[tuple[str, ...]], indent: str = "  ") -> None:
-    """Print rows as aligned columns; the last column is left as it is."""
+    """Print rows as aligned columns; the last column is left as it is, but for a terminal that is too narrow for it."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        click.echo((indent + "  ".join([*cells, row[-1]])).rstrip())
+        head = indent + "".join(f"{cell}  " for cell in cells)
+        click.echo(fitted((head + row[-1]).rstrip(), len(head)))
+
+
+def fitted(line: str, hanging: int, stderr: bool = False) -> str:
+    """A line broken between words where a terminal is too narrow for it, what follows `hanging` columns in."""
+    if not (sys.stderr if stderr else sys.stdout).isatty():
+        return line
+    import shutil
+    import textwrap
+
+    width = max(40, shutil.get_terminal_size().columns)
+    if len(line) <= width:
+        return line
+    hanging = hanging if hanging <= width // 2 else 6
+    return textwrap.fill(line, width, subsequent_indent=" " * hanging, break_long_words=False, break_on_hyphens=False)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: tuple[int, ...] = (0,)) -> None:

@@ -43,7 +43,7 @@ def gguf(model: str, out: Path, type_: str | None, name: str | None, pre: str | 
     recipe = model if Path(model).suffix in (".yml", ".yaml") else None
     text = recipe or f"merge_method: passthrough\nmodels:\n  - model: {json.dumps(model)}\n"
     force, quiet, as_json, threads = (options.pop(key) for key in ("force", "quiet", "as_json", "num_threads"))
-    plan = prepared(text, options)
+    plan = prepared(text, {**options, "expert_layout": "split"})  # from which a file's own layout is made
     called = name or (Path(recipe).stem if recipe else Path(model).resolve().name if Path(model).exists() else model)
     ready = export(plan, out.expanduser(), name=called.rsplit("/", 1)[-1], type=type_, pre=pre, force=force)
     _show.notes([*plan.notes, *ready.notes], quiet)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -25,23 +27,36 @@ def show(out: Path, *, quick: bool = False, json_file: Path | None = None) -> St
         raise OutputError(
             f"cannot write {json_file}", wanted="a file in a directory that exists", do="name another file"
         )
-    story = play(out, QUICK if quick else None, say=lambda line: print(line, flush=True), progress=bar)
+    story = play(out, QUICK if quick else None, say=lambda line: print(_fitted(line), flush=True), progress=bar)
     print()
     if sys.stdout.isatty():
         import rich
 
-        rich.print(table.rich(story))
+        rich.print(table.rich(story) if _width() > 75 else table.plain(story))
     else:
         print(table.plain(story))
     for paragraph in [*table.footnotes(story), "", *table.learnt(story), ""]:
-        print(textwrap.fill(paragraph, WIDTH))
-    print(advice(out))
+        print(textwrap.fill(paragraph, _width()))
+    for line in advice(out).splitlines():
+        print(_fitted(line))
     if json_file:
         try:
             json_file.write_text(json.dumps(table.as_json(story), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write {json_file}", found=str(error), do="name another file") from error
     return story
+
+
+def _width() -> int:
+    return min(WIDTH, max(40, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else WIDTH
+
+
+def _fitted(line: str) -> str:
+    """A line of the story, broken between words where a terminal is too narrow for it."""
+    if not sys.stdout.isatty() or len(line) <= _width():
+        return line
+    head = re.match(r"  \S+ +", line)
+    return textwrap.fill(line, _width(), subsequent_indent=" " * len(head[0] if head else ""), break_long_words=False)
 
 
 @contextmanager

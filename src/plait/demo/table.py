@@ -43,7 +43,8 @@ def rich(story: Story) -> Any:
 
     table = Table()
     for i, title in enumerate(TITLE):
-        table.add_column(title, justify="left" if i in (0, len(TITLE) - 1) else "right")
+        last = i == len(TITLE) - 1  # which alone may be broken where the terminal is narrow
+        table.add_column(title, justify="left" if i == 0 or last else "right", no_wrap=not last)
     for i, row in enumerate(cells(story)):
         table.add_row(*row, style="bold" if row[-1] else None, end_section=i == len(SKILLS))
     return table
