@@ -55,8 +55,8 @@ def _fitted(line: str) -> str:
     """A line of the story, broken between words where a terminal is too narrow for it."""
     if not sys.stdout.isatty() or len(line) <= _width():
         return line
-    head = re.match(r"  \S+ +", line)
-    return textwrap.fill(line, _width(), subsequent_indent=" " * len(head[0] if head else ""), break_long_words=False)
+    head = re.match(r"  \S+  +", line)
+    return textwrap.fill(line, _width(), subsequent_indent=" " * (len(head[0]) if head else 4), break_long_words=False)
 
 
 @contextmanager
