@@ -54,6 +54,7 @@ ROOMS = [
         "multi",
         "reproduce",
         "plain",
+        "raw",
         "publish",
         "front",
         "evaluate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,10 +22,11 @@ class Shard:
     nbytes: int  # of the whole file
 
 
-def layout(specs: Mapping[str, TensorSpec], shard_size: int = SHARD_SIZE) -> tuple[Shard, ...]:
+def layout(specs: Mapping[str, TensorSpec], shard_size: int = SHARD_SIZE, stem: str = "model") -> tuple[Shard, ...]:
     """Fill shards with the tensors in their order; a shard is closed before its tensors would exceed `shard_size` bytes.
 
-    A tensor larger than that has a shard of its own. One shard is `model.safetensors`, several are numbered.
+    A tensor larger than that has a shard of its own. One shard is `model.safetensors`, several are numbered; with another
+    `stem` that stands for `model`.
     """
     groups: list[list[str]] = [[]]
     filled = 0
@@ -35,9 +37,9 @@ def layout(specs: Mapping[str, TensorSpec], shard_size: int = SHARD_SIZE) -> tup
         groups[-1].append(name)
         filled += spec.nbytes
     count = len(groups)
-    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    names = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     if count == 1:
-        names = ["model.safetensors"]
+        names = [f"{stem}.safetensors"]
     return tuple(_shard(name, {n: specs[n] for n in group}) for name, group in zip(names, groups, strict=True))
 
 
@@ -56,6 +58,11 @@ def _shard(filename: str, specs: Mapping[str, TensorSpec]) -> Shard:
     header = len(text).to_bytes(8, "little") + text
     offsets = {name: len(header) + begin for name, begin in begins.items()}
     return Shard(filename, header, offsets, len(header) + at)
+
+
+def index_name(shards: tuple[Shard, ...]) -> str:
+    """What the index of these shards is called."""
+    return re.sub(r"(-\d+-of-\d+)?\.safetensors$", "", shards[0].filename) + ".safetensors.index.json"
 
 
 def index_json(specs: Mapping[str, TensorSpec], shards: tuple[Shard, ...]) -> str:

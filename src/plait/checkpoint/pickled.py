@@ -25,6 +25,8 @@ _REFUSALS = (
     TypeError,
     OSError,
 )
+#: where trainers put a state dict
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _CONVERT = "convert it to safetensors where you trust it"
 
 
@@ -62,6 +64,16 @@ def _offence(said: str) -> str:
     return f"a reference to {name[1]}" if name else "something else, or a damaged file"
 
 
+def _unwrapped(data: Any) -> Any:
+    """The state dict inside of what a trainer saves around it, however deep; what is none is given back."""
+    while isinstance(data, dict) and not all(isinstance(value, torch.Tensor) for value in data.values()):
+        inner = next((data[key] for key in _WRAPPERS if isinstance(data.get(key), dict)), None)
+        if inner is None:
+            break
+        data = inner
+    return data
+
+
 def _load(path: Path) -> dict[str, torch.Tensor]:
     if not zipfile.is_zipfile(path):
         raise ModelError(
@@ -79,8 +91,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
             found=_offence(str(error)),
             do=_CONVERT,
         ) from error
-    if isinstance(data, dict) and isinstance(data.get("state_dict"), dict):
-        data = data["state_dict"]
+    data = _unwrapped(data)
     if not isinstance(data, dict) or not data:
         raise ModelError(f"{path} holds no state dict", wanted="{name: tensor}", found=type(data).__name__, do=_CONVERT)
     stray = [ascii(name)[:80] for name, value in data.items() if not (_named(name) and _plain(value))]

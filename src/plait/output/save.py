@@ -11,7 +11,7 @@ from pathlib import Path
 
 from plait.errors import OutputError
 from plait.journal import HASH, NAME, refuse_leftover
-from plait.layout import index_json
+from plait.layout import index_json, index_name
 from plait.output.card import card, title
 from plait.output.identity import digest, key, options, own_methods, refuse_changed, stamps, times
 from plait.output.inputs import fetch
@@ -120,7 +120,7 @@ def _texts(plan: Plan) -> dict[str, str]:
     """What is written beside the weights by the plan alone: index, recipe, config."""
     several = len(plan.shards) > 1
     return {
-        **({"model.safetensors.index.json": index_json(plan.specs, plan.shards)} if several else {}),
+        **({index_name(plan.shards): index_json(plan.specs, plan.shards)} if several else {}),
         "plait_config.yml": plan.recipe.text,
         **({"config.json": json_text(plan.config)} if plan.config else {}),
     }

@@ -24,10 +24,11 @@ def losses(models: Sequence[Model], parts: Mapping[str, Sequence[Band]], builder
         for name in model.opened.checkpoint.specs:
             if name in builder.used[i]:
                 continue
-            place = model.arch.place(name)
             if name in model.spare:
-                reason = model.spare[name]
-            elif (i, name) in builder.passed:
+                dropped[i, model.spare[name]].append(name)
+                continue
+            place = model.arch.place(name)
+            if (i, name) in builder.passed:
                 reason = builder.passed[i, name]
             elif (i, name) in builder.tied:
                 reason = "tied to the embedding"
