@@ -237,6 +237,27 @@ def test_layers_for_prediction_are_optional(pen: Path, other: Other, tmp_path: P
     del base
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["vision_embed_tokens.weight", "model.high_res_vision_neck.conv1.weight", "query_tokens", "model.merger.a.weight"],
+)
+def test_a_loose_tensor_for_pictures(name: str, tmp_path: Path) -> None:
+    """What a model has for pictures outside of a tower is no hindrance to a merge with a text model, either way round."""
+    made, picture = make.tensors(1), torch.full((3, 8), 2.0)
+    seeing = make.write(tmp_path / "seeing", made | {name: picture}, settings=make.config(made, architectures=["Fuyu"]))
+    text = make.model(tmp_path / "text", 2)
+    merge = plait.merge(make.recipe("task_arithmetic", text, base=seeing))
+    assert accounted(merge.plan)
+    assert same(merge.read(name), picture)
+    assert any(note.endswith("not merged with it: 1 tensor") for note in merge.plan.notes)
+    back = plait.merge(make.recipe("task_arithmetic", seeing, base=text))
+    assert accounted(back.plan)
+    assert name not in back.specs
+    make.write(tmp_path / "seeing", made | {name: picture}, settings=make.config(made))
+    with pytest.raises(PlanError, match="lacks 1 tensor"):  # of one class, both should have it
+        plait.merge(make.recipe("task_arithmetic", text, base=seeing))
+
+
 @pytest.mark.parametrize("kind", ["bias", "norm"])
 def test_a_tensor_of_unclear_meaning_is_an_error(kind: str, tmp_path: Path) -> None:
     """A bias or norm in the layers of one model only is refused, with what to do; with --allow-crimes it is the base's."""

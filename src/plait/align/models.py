@@ -170,9 +170,11 @@ def _gap(model: Model, reference: Model, rules: _Rules) -> _Gap:
     for name in (n for n in theirs if n not in mine and n not in gap.lacks):
         if reason := _optional(name, other, own, different):
             gap.lacks[name] = f"{model.ref} has no {reason}"
+            gap.modules |= {gap.lacks[name]} if reason.startswith("part") else set()
     for name in (n for n in mine if n not in theirs and n not in gap.spare):
         if reason := _optional(name, own, other, True):
             gap.spare[name] = f"{reference.ref} has no {reason}, {model.ref} has"
+            gap.modules |= {gap.spare[name]} if reason.startswith("part") else set()
     if rules.crimes:
         _crimes(gap, model, reference, rules)
     return gap
@@ -185,7 +187,8 @@ def _optional(name: str, having: Architecture, lacking: Architecture, heads: boo
     tied = name in lacking.tied or name in having.tied
     if heads and not tied and not names.numbered(name) and names.is_head(name):
         return "such head"
-    return None
+    senses = names.senses(name) if heads else frozenset()
+    return f"part for {' and '.join(sorted(senses))}" if senses and not senses & lacking.senses else None
 
 
 def _extra_layer(name: str, having: Architecture) -> bool:

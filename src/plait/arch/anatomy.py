@@ -92,6 +92,11 @@ class Architecture:
         return {module.stack.prefix: module for module in self.modules if module.stack}
 
     @cached_property
+    def senses(self) -> frozenset[str]:
+        """What the model takes in besides text, by its tensors' names: vision, audio."""
+        return frozenset(sense for name in self.specs for sense in names.senses(name))
+
+    @cached_property
     def _loose(self) -> dict[str, Place]:
         sides: tuple[Position, Position] = ("before", "after")
         return {

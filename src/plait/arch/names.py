@@ -152,6 +152,14 @@ def words(text: str) -> frozenset[str]:
     return frozenset(_SYNONYMS.get(part, part) for part in parts if part and not part.isdigit()) - _PLAIN
 
 
+_PICTURES = re.compile(r"(?:^|\.)(?:merger\.|query_tokens$)")
+
+
+def senses(name: str) -> frozenset[str]:
+    """What a tensor's name says that it serves besides text: vision, audio; often nothing."""
+    return frozenset({"vision"}) if _PICTURES.search(name) else words(name) & MODALITIES
+
+
 def after_layers(name: str) -> bool:
     """Whether a loose tensor comes after the layers: final norms, heads, poolers; else before, as embeddings do."""
     if is_head(name) or name.endswith("embedding_norm.weight"):  # LFM2's final norm
