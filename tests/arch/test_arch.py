@@ -32,7 +32,21 @@ SEVERAL = {
     "t5": {"encoder": 2, "decoder": 3},
     "whisper": {"encoder": 2, "decoder": 3},
 }
-THREE = ("dbrx", "distilbert", "falcon", "bloom", "gptj", "mamba", "mamba2", "opt", "rwkv", "vit", "xglm", "xlnet")
+THREE = (
+    "dbrx",
+    "distilbert",
+    "distilbert-bare",
+    "falcon",
+    "bloom",
+    "gptj",
+    "mamba",
+    "mamba2",
+    "opt",
+    "rwkv",
+    "vit",
+    "xglm",
+    "xlnet",
+)
 
 
 def opened(name: str, pen: Path) -> Opened:

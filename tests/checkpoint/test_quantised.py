@@ -64,7 +64,9 @@ def fp8_idle() -> Case:
     (experts, quantization, exact), (single, _, other) = fp8((3, 7, 5), (2, 3)), fp8((6, 5), None)
     stored = {f"a.gate_up_proj{end}": experts[f"a.weight{end}"] for end in ("", "_scale_inv")}
     stored |= {f"k.weight{end}": single[f"a.weight{end}"] for end in ("", "_scale_inv")}
-    stored |= {name: torch.ones(()) for name in ("a.gate_up_proj_activation_scale", "k.k_scale", "k.input_scale")}
+    stored |= {
+        name: torch.ones(()) for name in ("a.gate_up_proj_activation_scale", "k.k_scale", "kv_scale", "k.input_scale")
+    }
     return stored, quantization, {"a.gate_up_proj": exact["a.weight"], "k.weight": other["a.weight"]}
 
 

@@ -21,6 +21,8 @@ from plait.types import CODES, MERGEABLE, TensorSpec
 
 T = TypeVar("T")
 BLOCK = 1 << 18  # entries that are dequantised at once
+#: of attention's cache, whatever the format: they have no part in the weights
+_CACHE = tuple(f"{of}_{what}" for of in ("k", "v", "q", "kv") for what in ("scale", "zero_point"))
 _INSTEAD = "use the model that it was quantised from"
 
 
@@ -74,6 +76,7 @@ class Dequantised:
         self.config: Mapping[str, Any] = _plain(checkpoint.config)
         self._storage, self._weights = Storage(checkpoint), weights
         gone = {name for weight in weights.values() for name in weight.stored}
+        gone |= {name for name, spec in checkpoint.specs.items() if name.endswith(_CACHE) and spec.numel <= 4096}
         owners = {weight.stored[0]: name for name, weight in weights.items()}  # a weight stands where its codes stood
         specs: dict[str, TensorSpec] = {}
         for name, spec in checkpoint.specs.items():

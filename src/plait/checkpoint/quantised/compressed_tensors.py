@@ -35,9 +35,8 @@ _FORMATS = (
     *("int-quantized", "float-quantized", "naive-quantized", "pack-quantized", "mixed-precision", "dense"),
     *("nvfp4-pack-quantized", "mxfp4-pack-quantized"),
 )
-#: of activations and caches: they have no part in the weights
+#: of activations: they have no part in the weights
 _IDLE = ("input_scale", "input_zero_point", "input_global_scale", "input_g_idx", "output_scale", "output_zero_point")
-_CACHE = ("k_scale", "v_scale", "q_scale", "k_zero_point", "v_zero_point", "q_zero_point")
 
 
 def weights(quantization: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Weight]:
@@ -58,10 +57,6 @@ def weights(quantization: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str
                 found[f"{name}.weight"] = made(quantization, checkpoint, name, idle)
             else:
                 found[f"{name}.weight"] = _plain(quantization, checkpoint, name, idle)
-    cached = tuple(name for name in specs if name.endswith(_CACHE) and specs[name].numel <= 4096)
-    if found and cached:
-        first = next(iter(found))
-        found[first] = Weight(found[first].shape, (*found[first].stored, *cached), found[first].rows)
     return found
 
 

@@ -15,7 +15,7 @@ from plait.lazy import Tensor
 
 METHODS = ("fp8", "fbgemm_fp8")
 FLOATS = ("F8_E4M3", "F8_E5M2")
-_IDLE = ("input_scale", "activation_scale", "input_scale_ub", "k_scale", "v_scale", "q_scale")  # for activations
+_IDLE = ("input_scale", "activation_scale", "input_scale_ub")  # for activations
 
 
 def weights(quantization: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Weight]:

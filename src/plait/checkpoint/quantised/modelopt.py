@@ -16,7 +16,6 @@ from plait.checkpoint.quantised.fp8 import FLOATS, scaled
 from plait.lazy import Tensor, torch
 
 METHODS = ("modelopt",)
-_CACHE = (".k_scale", ".v_scale", ".q_scale")  # of attention's cache
 
 
 def weights(quantization: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Weight]:
@@ -27,7 +26,6 @@ def weights(quantization: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str
             name = scale.removesuffix("_scale")
             at = name.removesuffix(".weight")
             idle = [part for end in (".input_scale", ".output_scale") if (part := at + end) in specs]
-            idle += [part for end in _CACHE if (part := at + end) in specs]
             if need(specs, name).dtype in FLOATS:
                 found[name] = scaled(checkpoint, name, scale, quantization.get("weight_block_size"), idle)
             else:
