@@ -285,6 +285,18 @@ def test_running(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "the text surprises out far more than any of its parents" in reasons(out, text=text)
 
 
+def test_perplexity_of_folders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parent that is a recipe has no folder of its own: its perplexity is not taken from somebody else's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    inner = tmp_path / "inner.yml"
+    inner.write_text(yaml.safe_dump(recipe("task_arithmetic", 0.7)))
+    text = make.recipe("linear", inner, DEMO / "add", base=DEMO / "add")
+    (tmp_path / "text.txt").write_text("And the king said unto the people, Go ye up.")
+    made = look(merged(tmp_path / "out", text), text=tmp_path / "text.txt")
+    assert {side.name for side in made.found.sides} == {"add", "inner.yml", "out"}
+    assert set(made.said.perplexity or {}) == {"add", "out"}
+
+
 def test_command(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The exit code is 0 for a good merge and 2 for a broken one, whose reason comes first; --json has all of it."""
     main_ends(["report", str(good), "--quiet"], 0)

@@ -47,6 +47,10 @@ def command(out: str, page: str | None, files: tuple[str, ...], as_json: bool, q
         def progress(total: int) -> Callable[[int], None] | None:
             return stack.enter_context(_show.progress(total, "reading", quiet))
 
+        def asking(total: int) -> Any:
+            stack.close()  # one bar at a time
+            return _show.counting(total, "asking", quiet)
+
         made = report(
             out,
             recipe=options["recipe"],
@@ -57,7 +61,7 @@ def command(out: str, page: str | None, files: tuple[str, ...], as_json: bool, q
             threads=options["num_threads"],
             cache=options["cache"],
             progress=progress,
-            asking=lambda total: _show.counting(total, "asking", quiet),
+            asking=asking,
         )
     data = data_of(made)
     if page:

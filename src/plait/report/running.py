@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plait.diff.sides import Side
 from plait.diff.verdicts import Verdict
 from plait.errors import ModelError
 from plait.evaluate.compare import Evaluation, compare
@@ -14,6 +15,7 @@ from plait.evaluate.network import one_thread, prompt_ids, write
 from plait.evaluate.records import Settings
 from plait.evaluate.subjects import subjects
 from plait.evaluate.tasks import perplexity
+from plait.merged import Merge
 from plait.report.origin import Origin
 
 #: perplexities above those of all parents by this factor are a broken model's …
@@ -48,12 +50,20 @@ def run(
 
 
 def _perplexities(origin: Origin, text: Path, progress: Callable[[int], Any] | None) -> dict[str, float]:
-    folders = {str(side.folder): side.name for side in origin.sides if side.folder and "+" not in side.called}
+    folders = {str(side.folder): side.name for side in origin.sides if side.folder and _is_folder(origin, side)}
     found = subjects(list(folders))
     with one_thread():
         done: Evaluation = compare(found, perplexity.tasks(str(text), Settings()), progress=progress)
     scores = {folders[str(s.path)]: done.scores[s.name] for s in done.subjects}
     return {name: next(x.value for x in given if x.metric == "perplexity") for name, given in scores.items()}
+
+
+def _is_folder(origin: Origin, side: Side) -> bool:
+    """Whether the side's folder holds its weights: those of an adapter, a recipe, or a model that stays on the Hub do not."""
+    refs = [m.opened for m in origin.plan.models if str(m.ref) == side.called] if origin.plan else []
+    return "+" not in side.called and all(
+        opened.files and opened.remote is None and not isinstance(opened.checkpoint, Merge) for opened in refs
+    )
 
 
 def _judged(name: str, known: dict[str, float]) -> list[Verdict]:
