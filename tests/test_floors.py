@@ -89,13 +89,14 @@ TOP = {
         "estimate",
         "moe",
         "export",
+        "tokens",
     },
     "xxhash": {"verify", "journal", "writer"},
     "safetensors": {"demo"},
-    "yaml": {"recipe", "output", "evaluate", "demo"},
+    "yaml": {"recipe", "output", "evaluate", "demo", "tokens"},
     "pydantic": {"recipe"},
     "pydantic_core": {"recipe"},
-    "numpy": {"verify", "vocabulary", "evaluate", "ops", "methods", "diff", "moe"},
+    "numpy": {"verify", "vocabulary", "evaluate", "ops", "methods", "diff", "moe", "tokens"},
     "click": {"cli"},
 }
 #: and inside of a function, where they are used

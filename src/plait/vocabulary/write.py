@@ -64,7 +64,8 @@ def _settings(settings: dict[str, Any], old: Tokens, new: Tokens) -> dict[str, A
     for key, value in settings.items():
         if key == "added_tokens_decoder" and isinstance(value, dict):
             came = (entry for text, entry in new.added.items() if text not in old.ids)
-            value = {number: entry for number, entry in value.items() if kept(entry)}
+            known = {number: entry for number, entry in value.items() if kept(entry)}
+            value = {str(new.ids.get(_content(e), number)): e for number, e in known.items()}
             value |= {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in came}
         elif key.endswith("special_tokens") and isinstance(value, list):
             value = [entry for entry in value if kept(entry)]
@@ -74,6 +75,10 @@ def _settings(settings: dict[str, Any], old: Tokens, new: Tokens) -> dict[str, A
             continue
         out[key] = value
     return out
+
+
+def _content(entry: object) -> str:
+    return str(entry.get("content")) if isinstance(entry, dict) else str(entry)
 
 
 def named_ids(tokens: Tokens, folder: Path | None) -> dict[str, int | list[int]]:
