@@ -35,7 +35,7 @@ def keys(tokens: Tokens) -> dict[str, int]:
     for role in ROLES:
         if (text := tokens.named.get(role)) in tokens.ids:
             roles.setdefault(str(text), role)
-    return {roles.get(text, "") and f"\0{roles[text]}" or plain(text): n for text, n in tokens.ids.items()}
+    return {f"\0{roles[text]}" if text in roles else plain(text): n for text, n in tokens.ids.items()}
 
 
 def plain(text: str) -> str:

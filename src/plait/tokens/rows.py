@@ -1,4 +1,4 @@
-"""A checkpoint whose vocabulary has other rows: those that stay are gathered as they are read, those that are new are made once."""
+"""A checkpoint whose vocabulary has other rows: those that stay are gathered when read, those that are new are made once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from plait.lazy import Tensor, torch
 from plait.types import TensorSpec
 from plait.vocabulary.realign import Matrix
 from plait.vocabulary.rows import NONE, Index
-
 
 #: for each row of the output the row that it has been, or NONE; and what makes the others, in their order, float32 [new, columns]
 Settled = tuple[Index, Callable[[], Tensor]]

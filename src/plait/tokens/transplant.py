@@ -74,9 +74,8 @@ def transplant(
     def settle(name: str, head: bool, matrix: Matrix) -> Settled:
         return sides[head].rows(name, matrix)
 
-    exact = sides[False].found.exact != NONE
-    shared = int(exact.sum())
-    note = f"{shared} of the donor's {len(output.ids)} tokens are the model's; {len(output.ids) - shared} rows are made by {options.method}"
+    shared, count = int((sides[False].found.exact != NONE).sum()), len(output.ids)
+    note = f"{shared} of the donor's {count} tokens are the model's; {count - shared} rows are made by {options.method}"
     told = {**{f.name: getattr(options, f.name) for f in fields(options)}, "prefix_match": prefix_match}
     told |= {"byte_match": byte_match, "magikarp": magikarp, "pad_to_multiple_of": pad_to_multiple_of}
     return changed(

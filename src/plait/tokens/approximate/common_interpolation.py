@@ -1,8 +1,8 @@
 """A weighted mean of the model's rows of the k shared tokens that are nearest to the token in the donor's space.
 
 Weights: `distance_proportional`, one over the distance; `barycentric`, those that sum to 1 and come closest to the token;
-`least_squares`, those that come closest. With the cosine (`-c`) the nearest are those of the smallest angle, and the first kind of
-weight is the cosine.
+`least_squares`, those that come closest. With the cosine (`-c`) the nearest are those of the smallest angle, and the first
+kind of weight is the cosine.
 """
 
 from plait.lazy import Tensor, torch

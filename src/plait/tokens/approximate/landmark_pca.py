@@ -1,4 +1,4 @@
-"""The affine map between the spaces that the shared tokens give, along the k directions in which the donor's rows of them differ most.
+"""The affine map between the spaces that shared tokens give, along the k directions in which the donor's rows differ most.
 
     row = m' + (x - m) V_k S_k^-1 U_k^T (R' - m'),   R - m = U S V^T
 

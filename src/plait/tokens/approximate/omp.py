@@ -1,4 +1,4 @@
-"""Orthogonal matching pursuit: what approximates the token in the donor's space by k shared tokens, with the model's rows of these.
+"""Orthogonal matching pursuit: k shared tokens that approximate the token in the donor's space, with the model's rows of them.
 
 Reference: Goddard, Fernandes Neto, Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit,
 https://arxiv.org/abs/2506.06607
