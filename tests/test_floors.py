@@ -62,6 +62,7 @@ ROOMS = [
         "report",
         "surgery",
         "moe",
+        "tokens",
         "export",
         "lora",
         "testing",
