@@ -19,6 +19,7 @@ __all__ = ["other", "pen"]
 
 DECODERS = ["llama", "mistral", "gpt2", "opt", "phi3", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2"]
 EXPERTS = ["mixtral", "qwen2-moe", "qwen3-moe", "deepseek-v3", "gpt-oss", "llama4", "olmoe"]
+HYBRIDS = ["mamba", "jamba", "falcon-h1", "lfm2", "qwen3-next", "gemma3n"]
 SEVERAL = ["llava", "qwen2.5-vl", "idefics3", "clip", "bart", "wav2vec2"]
 ENCODERS = ["roberta", "modernbert", "vit"]
 #: classes that templates of their tensors, made for other versions or variants of them, reject
@@ -48,7 +49,7 @@ def merged(name: str, pen: Path, other: Callable[..., Path], tmp_path: Path) -> 
         assert generate(model).shape[1] >= 4
 
 
-@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, *SEVERAL, *ENCODERS])
+@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, *HYBRIDS, *SEVERAL, *ENCODERS])
 def test_a_merge_loads_and_generates(name: str, pen: Path, other: Callable[..., Path], tmp_path: Path) -> None:
     """Task arithmetic of two fine-tunes: transformers finds each tensor and no other, computes, and generates if it can."""
     merged(name, pen, other, tmp_path)

@@ -239,7 +239,13 @@ def test_layers_for_prediction_are_optional(pen: Path, other: Other, tmp_path: P
 
 @pytest.mark.parametrize(
     "name",
-    ["vision_embed_tokens.weight", "model.high_res_vision_neck.conv1.weight", "query_tokens", "model.merger.a.weight"],
+    [
+        "vision_embed_tokens.weight",
+        "model.high_res_vision_neck.conv1.weight",
+        "query_tokens",
+        "model.merger.a.weight",
+        "model.vqmodel.a.weight",
+    ],
 )
 def test_a_loose_tensor_for_pictures(name: str, tmp_path: Path) -> None:
     """What a model has for pictures outside of a tower is no hindrance to a merge with a text model, either way round."""

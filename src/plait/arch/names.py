@@ -152,7 +152,7 @@ def words(text: str) -> frozenset[str]:
     return frozenset(_SYNONYMS.get(part, part) for part in parts if part and not part.isdigit()) - _PLAIN
 
 
-_PICTURES = re.compile(r"(?:^|\.)(?:merger\.|query_tokens$)")
+_PICTURES = re.compile(r"(?:^|\.)(?:merger\.|video_tower\.|vqmodel\.|query_tokens$)")
 
 
 def senses(name: str) -> frozenset[str]:
