@@ -67,6 +67,15 @@ def test_parents_that_differ_in_licence(models: list[Path], tmp_path: Path) -> N
     assert "states none" in (tmp_path / "silent" / "README.md").read_text()
 
 
+def test_made_from(models: list[Path], tmp_path: Path) -> None:
+    """What the parents are made from themselves is told once for those of which it is the same."""
+    for model, base in zip(models, ("org/x", "org/x", "org/y"), strict=True):
+        says(model, license="mit", base_model=base)
+    text = (merged(tmp_path / "out", *models) / "README.md").read_text()
+    assert f"`{models[0]}`, `{models[1]}` are themselves made from `org/x`." in text
+    assert f"`{models[2]}` is itself made from `org/y`." in text
+
+
 HOSTILE = {
     "alias bomb": "a: &a [x, x]\nb: &b [*a, *a]\nlicense: mit\n",
     "python object": "license: !!python/object/apply:os.system ['touch hacked']\n",
@@ -162,12 +171,12 @@ def test_words_of_somebodys_own_are_kept(models: list[Path], tmp_path: Path) -> 
 def test_scores_stay_and_go(models: list[Path], tmp_path: Path) -> None:
     """Scores that were given once are in the next card too; a new merge in the same folder has none."""
     out = merged(tmp_path / "out", *models)
-    assert "0.5432" in rewrite(out, scores=SCORES)
+    assert "0.543" in rewrite(out, scores=SCORES)
     text = rewrite(out, name="org/mine")
-    assert "| sums | exact\\_match ↑ | 500 | **0.5432** [0.5, 0.58] | 0.43 (+0.113, better) |" in text
+    assert "| sums | exact\\_match ↑ | 500 | **0.543** [0.500, 0.580] | 0.430 (+0.113, better) |" in text
     assert 'from_pretrained("org/mine")' in text
     plait.merge(make.recipe("linear", models[0])).save(out, force=True)
-    assert "0.5432" not in (out / "README.md").read_text()
+    assert "0.543" not in (out / "README.md").read_text()
     assert not (out / "plait_scores.json").exists()
 
 

@@ -203,7 +203,7 @@ def _environment() -> Any:
     made = SandboxedEnvironment(
         loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    filters = (cell, code, count, fence, interval, link, number, signed, span, sparkline)
+    filters = (cell, code, count, fence, figure, interval, link, number, signed, span, sparkline)
     made.filters.update({function.__name__: function for function in filters}, yaml=_yaml)
     return made
 
@@ -252,14 +252,19 @@ def number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else cell(value)
 
 
+def figure(value: float) -> str:
+    """A score: 0.500, 234.6."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+
+
 def signed(value: float) -> str:
-    return f"{value:+.3g}"
+    return ("+" if value >= 0 else "-") + figure(abs(value))
 
 
 def interval(score: Mapping[str, Any]) -> str:
-    """` [0.41, 0.45]`, or nothing for a score without one."""
+    """` [0.410, 0.450]`, or nothing for a score without one."""
     low, high = score.get("low"), score.get("high")
-    return "" if low is None or high is None else f" [{number(low)}, {number(high)}]"
+    return "" if low is None or high is None else f" [{figure(low)}, {figure(high)}]"
 
 
 def span(values: list[Any]) -> str:
