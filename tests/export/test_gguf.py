@@ -232,6 +232,9 @@ def test_what_differs_is_told(tmp_path: Path) -> None:
     change(folder, "config.json", sliding_window=16)
     assert "last 16 tokens" in " ".join(ready(folder, tmp_path / "a.gguf").notes)
     assert "Q8_0 instead of TQ1_0" in " ".join(ready(folder, tmp_path / "a.gguf", type="TQ1_0").notes)
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    change(folder, "tokenizer.json", normalizer=None, pre_tokenizer=metaspace)
+    assert "after each special token" in " ".join(ready(folder, tmp_path / "a.gguf").notes)
     own = load_file(folder / "model.safetensors")
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
         own[key] = own[key][:600].clone()

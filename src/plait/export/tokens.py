@@ -69,8 +69,8 @@ def vocabulary(folder: Path, rows: int, pre: str | None = None) -> Vocabulary:
     if pieces:
         if pre not in (None, "default"):
             raise ModelError("a SentencePiece tokenizer has no pre-tokenizer", wanted="no --pre", found=str(pre))
-        pre, scores, space = "default", _scores(model, texts, types), _space(tokens)
-        notes += _other_ways(model)
+        pre, scores, (space, told) = "default", _scores(model, texts, types), _space(tokens)
+        notes += [*told, *_other_ways(model)]
     elif pre is None:
         pre, told = _split(tokens)
         notes += told
@@ -125,18 +125,23 @@ def _other_ways(model: Mapping[str, Any]) -> list[str]:
     return [told] if more > len(model["merges"]) // 100 else []  # "<0x0A>" is a text, too: a few more are no sign
 
 
-def _space(tokens: Tokens) -> bool:
-    """Whether a space is put before a text; refused are steps that llama.cpp does not take."""
+def _space(tokens: Tokens) -> tuple[bool, list[str]]:
+    """Whether a space is put before a text, and notes; refused are steps that llama.cpp does not take."""
     assert tokens.data
-    found = False
+    found, told = False, []
     for part in (*_parts(tokens.data.get("normalizer"), "normalizers"), *_parts(tokens.data.get("pre_tokenizer"))):
         if part["type"] == "Prepend" and part.get("prepend") == _SPACE:
             found = True
         elif part["type"] == "Metaspace" and part.get("replacement") == _SPACE:
-            found = found or part.get("prepend_scheme", "always") != "never"
+            if (scheme := part.get("prepend_scheme", "always")) != "never":
+                found = True
+                after = ", and after each special token" if scheme == "first" else ""
+                told.append(
+                    f"llama.cpp puts a space before a text that begins with one too{after}; the tokenizer does not"
+                )
         elif not (part["type"] in ("Replace", "Split") and (part.get("pattern") or {}).get("String") == " "):
             raise _unknown(tokens, "spaces as ▁, and no other change of the text", str(part["type"]))
-    return found
+    return found, told
 
 
 def _split(tokens: Tokens) -> tuple[str, list[str]]:
