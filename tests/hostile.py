@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ LIES: dict[str, tuple[Any, bytes, int | None]] = {
     "entry of nothing": ({"x": None}, bytes(8), None),
     "one name twice": (f'{{"x": {json.dumps(entry())}, "x": {json.dumps(entry())}}}', bytes(8), None),
     "two keys twice": ('{"x": {"dtype": "F32", "dtype": "F16", "shape": [2], "data_offsets": [0, 8]}}', bytes(8), None),
+    "a name of a megabyte": ({"x" * 1_000_000: entry()}, bytes(8), None),
     "line break in a name": ({"x\n": entry()}, bytes(8), None),
     "escape sequence in a name": ({"\x1b[2Jx": entry()}, bytes(8), None),
     "8-bit escape sequence in a name": ({"\x9b2Jx": entry()}, bytes(8), None),
@@ -121,6 +123,12 @@ def index(weight_map: Any, secret: bool = False) -> Spoil:
     return spoil
 
 
+def shard_link(folder: Path) -> Path:
+    """A shard that is a link to itself."""
+    (folder / "loop.safetensors").symlink_to("loop.safetensors")
+    return make.write_json(folder / "model.safetensors.index.json", {"weight_map": {"x": "loop.safetensors"}})
+
+
 INDEXES: dict[str, Spoil] = {
     "parent": index({"x": "../secret.safetensors"}, secret=True),
     "parent by detour": index({"x": "sub/../../secret.safetensors"}, secret=True),
@@ -134,6 +142,7 @@ INDEXES: dict[str, Spoil] = {
     "half a character": index({"x": "\ud800.safetensors"}),
     "missing shard": index({"x": "model.safetensors", "y": "model-00002-of-00002.safetensors"}),
     "tensor that is nowhere": index({"model.norm.weight": "model.safetensors", "ghost.weight": "model.safetensors"}),
+    "link to itself": shard_link,
     "number": index({"x": 3}),
     "list": index(["model.safetensors"]),
     "empty": index({}),
@@ -176,6 +185,27 @@ def tar(path: Path, folder: Path) -> None:
             archive.addfile(member, io.BytesIO(raw))
 
 
+def bomb(path: Path, folder: Path) -> None:
+    """A small archive whose pickle is 20 MB of nothing, which would take a GB in memory."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("archive/data.pkl", "w", force_zip64=True) as member:
+            for _ in range(5):
+                member.write(b"N" * (4 << 20))
+        archive.writestr("archive/version", "3\n")
+
+
+def itself(path: Path, folder: Path) -> None:
+    """A state dict in a state dict, without end."""
+    made: dict[str, Any] = {"x": 1}
+    made["state_dict"] = made
+    torch.save(made, path)
+
+
+def claimed(path: Path, folder: Path) -> None:
+    """A file of torch.save whose tensor is of a terabyte, by strides over a few bytes."""
+    torch.save({"x": torch.ones(1).expand(1 << 38)}, path)
+
+
 def save(build: Callable[[Path], Any], **options: Any) -> Spoil:
     return pickled(lambda path, folder: torch.save(build(folder), path, **options))
 
@@ -187,6 +217,9 @@ PICKLES: dict[str, Spoil] = {
     "payload in the legacy format": save(lambda folder: {"y": Payload(folder)}, _use_new_zipfile_serialization=False),
     "bare pickle": pickled(lambda path, folder: path.write_bytes(pickle.dumps(Payload(folder))) and None),
     "tar": pickled(tar),
+    "zip bomb": pickled(bomb),
+    "itself": pickled(itself),
+    "a terabyte of strides": pickled(claimed),
     "whole module": save(lambda folder: torch.nn.Linear(2, 2)),
     "list": save(lambda folder: [torch.ones(2)]),
     "nothing": save(lambda folder: {}),

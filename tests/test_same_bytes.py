@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -96,19 +97,35 @@ def test_order_of_reading(models: list[Path]) -> None:
     assert same(merge.read("lm_head.weight", (1000, 1030)), alone[1000:1030])
 
 
-def test_processes(models: list[Path], tmp_path: Path) -> None:
-    """The library and the command line, under any PYTHONHASHSEED, write the same files, all of them."""
-    made = recipe("dare_linear", models)
+@pytest.mark.parametrize("method", RANDOM)
+def test_processes(method: str, models: list[Path], tmp_path: Path) -> None:
+    """The library and the command line, under any PYTHONHASHSEED, write the same files; the seed is recorded."""
     for model in models:
         make.write_json(model / "generation_config.json", {"from": model.name})
-    path = make.write_json(tmp_path / "recipe.yml", made)
-    plait.merge(path).save(tmp_path / "library" / "out")
-    for hash_seed in "012":
-        subprocess.run(
-            [sys.executable, "-m", "plait", "merge", path, tmp_path / hash_seed / "out", "--quiet"],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            check=True,
-        )
-    expected = make.hashes(tmp_path / "library" / "out", "*")
-    assert {"model.safetensors", "README.md", "config.json", "plait_provenance.json"} <= set(expected)
-    assert all(make.hashes(tmp_path / hash_seed / "out", "*") == expected for hash_seed in "012")
+    path = make.write_json(tmp_path / "recipe.yml", recipe(method, models))
+    for seed, hash_seeds in ((None, "024"), (7, "135")):
+        plait.merge(path, seed=seed).save(tmp_path / f"library-{seed}" / "out")
+        expected = make.hashes(tmp_path / f"library-{seed}" / "out", "*")
+        assert {"model.safetensors", "README.md", "config.json", "plait_provenance.json"} <= set(expected)
+        facts = json.loads((tmp_path / f"library-{seed}" / "out" / "plait_provenance.json").read_text())
+        assert facts["seed"] == (seed or 0)
+        for hash_seed in hash_seeds:
+            out = tmp_path / hash_seed / "out"
+            options = [] if seed is None else ["--random-seed", str(seed)]
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "plait",
+                    "merge",
+                    path,
+                    out,
+                    "--quiet",
+                    "-j",
+                    hash_seed if hash_seed > "0" else "1",
+                    *options,
+                ],
+                env={**os.environ, "PYTHONHASHSEED": hash_seed},
+                check=True,
+            )
+            assert make.hashes(out, "*") == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -145,6 +146,24 @@ def normal(path: str) -> str:
 def layer_order(name: str) -> list[tuple[int, int | str]]:
     """Sort key that puts `layers.2` before `layers.10`."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """A regular expression that a stranger wrote, for names that a stranger wrote; raises `re.error`.
+
+    Python's engine takes exponential time for some patterns. Refused are repeated groups, more than three of `*`, `+` and `{}`,
+    and more than twelve of `?` and `|`.
+    """
+    bare = re.sub(r"\\.", "_", pattern)
+    if (
+        re.search(r"\)[*+{]", bare)
+        or len(re.findall("[*+{]", bare)) > 3
+        or len(re.findall(r"\||\?(?![:=!<P])", bare)) > 12
+    ):
+        raise re.error("too much in it is repeated or optional: names could take for ever")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of what later versions may read otherwise
+        return re.compile(pattern)
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}

@@ -218,7 +218,7 @@ def test_every_method_has_a_page(call: Call) -> None:
     assert "did you mean slerp?" in call("methods", "slrep").err
 
 
-def test_every_verb_has_help(call: Call) -> None:
+def test_row_33_every_verb_has_help(call: Call) -> None:
     """Each verb explains itself, and stands in the list of verbs with a line of its own."""
     listing = call("--help").out
     verbs = cli.list_commands(click.Context(cli))

@@ -21,7 +21,7 @@ import make
 import plait
 import plait.journal
 from plait.cli import main
-from plait.errors import MergeError, OutputError, PlaitError
+from plait.errors import MergeError, ModelError, OutputError, PlaitError
 from plait.front import Merge
 from plait.journal import NAME, Journal, read
 
@@ -396,6 +396,54 @@ def test_file_size_limit(limit: str, models: tuple[Path, Path], tmp_path: Path) 
     assert "Traceback" not in done.stderr
     assert not out.exists()
     plait.merge(recipe).save(out, resume=True)
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "fdatasync", "replace"])
+def test_broken_disk(call: str, merge: Merge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails (EIO) is told in one message; OUT is absent, or goes on with the same bytes later."""
+    expected = make.hashes(merge.save(tmp_path / "x" / "out").out, "*")
+    real, calls = getattr(os, call), []
+
+    def failing(*given: Any, **more: Any) -> Any:
+        calls.append(call)
+        if len(calls) > {"pwrite": 12, "fsync": 4}.get(call, 0):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        with pytest.raises(OutputError) as caught:
+            merge.save(tmp_path / "out", threads=1)
+    assert os.strerror(errno.EIO) in str(caught.value)
+    assert caught.value.wanted
+    assert caught.value.do
+    assert not (tmp_path / "out").exists() or read(tmp_path / "out" / NAME)
+    merge.save(tmp_path / "out", resume=True)
+    assert make.hashes(tmp_path / "out", "*") == expected
+
+
+def test_unreadable_input(
+    merge: Merge, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An input whose disk fails in the middle is told by name; what is finished is kept and goes on."""
+    expected = make.hashes(merge.save(tmp_path / "x" / "out").out, "*")
+    real, calls = os.preadv, []
+
+    def failing(*given: Any) -> int:
+        calls.append(given)
+        if len(calls) > 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", failing)
+        with pytest.raises(ModelError) as caught:
+            merge.save(tmp_path / "out", threads=1)
+    assert "model.safetensors" in caught.value.what
+    assert os.strerror(errno.EIO) in str(caught.value.found)
+    assert caught.value.do
+    merge.save(tmp_path / "out", resume=(tmp_path / "out").exists())
+    assert make.hashes(tmp_path / "out", "*") == expected
 
 
 @contextlib.contextmanager

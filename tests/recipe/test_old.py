@@ -25,7 +25,7 @@ def models(tmp_path: Path) -> list[Path]:
     return [make.model(tmp_path / name, seed, layers=4) for seed, name in enumerate("abc")]
 
 
-def test_bakllama(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_row_33_bakllama(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Layer slices become passthrough slices; a scale is that of what a layer adds to the stream."""
     a, b, _ = models
     old = {
@@ -146,7 +146,9 @@ def test_idle_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
-def test_flags(flags: list[str], wanted: dict, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_row_34_legacy_flags(
+    flags: list[str], wanted: dict, models: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """The flags of mergekit-legacy give a recipe that merges; a weight that is not given is 1."""
     names = dict(zip("abc", map(str, models), strict=True))
     code, text, _ = convert(capsys, *(flag.format(**names) for flag in flags))

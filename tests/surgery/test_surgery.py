@@ -81,7 +81,7 @@ def test_printed_only(six: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert data["recipe"]["dtype"] == "float16"
 
 
-def test_shuffle(six: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_row_33_layershuffle(six: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each layer is from one of the models, in its place; the same seed gives the same, another another."""
     other = make.model(tmp_path / "other", 1, layers=6)
     words = ("-m", six, "-w", 0.5, "-m", other, "-w", 0.5)

@@ -192,9 +192,22 @@ class SafetensorsFiles:
     def _fill(self, path: Path, offset: int, view: memoryview) -> None:
         file = self._descriptor(path)
         while view:
-            got = os.preadv(file, [view], offset)
+            try:
+                got = os.preadv(file, [view], offset)
+            except OSError as error:
+                raise ModelError(
+                    f"{path} cannot be read",
+                    wanted="the bytes of its tensors",
+                    found=error.strerror or str(error),
+                    do="look after its disk, or copy the file to another, and run the merge again",
+                ) from error
             if not got:
-                raise ModelError(f"{path} became shorter during the merge", do="leave the inputs alone, try again")
+                raise ModelError(
+                    f"{path} became shorter during the merge",
+                    wanted="inputs that stay as they are",
+                    found=f"its end before byte {offset + len(view)}",
+                    do="leave the inputs alone, and run the merge again",
+                )
             view, offset = view[got:], offset + got
 
     def _descriptor(self, path: Path) -> int:

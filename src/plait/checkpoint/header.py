@@ -17,6 +17,7 @@ from plait.errors import ModelError
 from plait.types import DTYPES, TensorSpec
 
 LONGEST = 100_000_000  # bytes of header, the format's own limit
+NAME = 512  # characters of a tensor's name; real ones have up to 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,8 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
         raise _broken(path, f"a dtype out of {', '.join(DTYPES)}", f"{str(code)[:40]!r} for {name!r}")
     if not isinstance(shape, list) or len(shape) > 16 or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
         raise _broken(path, "sizes and offsets from 0 to 2^63", f"{str(numbers)[:80]} for {name!r}")
-    if not name.isprintable():
-        raise _broken(path, "printable tensor names", f"{name!r}")
+    if not name.isprintable() or len(name) > NAME:
+        raise _broken(path, f"printable tensor names of at most {NAME} characters", f"{name[:80]!r}")
     return TensorSpec(code, tuple(shape)), begin, end
 
 

@@ -27,6 +27,8 @@ _REFUSALS = (
 )
 #: where trainers put a state dict
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+PICKLE = 16 << 20  # bytes; a tensor takes about a hundred
+_AGAIN = "download or copy the file again"
 _CONVERT = "convert it to safetensors where you trust it"
 
 
@@ -52,10 +54,11 @@ def _named(name: object) -> bool:
 
 
 def _plain(value: object) -> bool:
-    """Whether it is a tensor whose bytes are its numbers: not sparse, not quantised, not on a device of its own."""
+    """Whether it is a tensor whose bytes are its numbers: not sparse, quantised, on a device, or larger than they."""
     if not isinstance(value, torch.Tensor):
         return False
-    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+    plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+    return plain and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _offence(said: str) -> str:
@@ -66,12 +69,35 @@ def _offence(said: str) -> str:
 
 def _unwrapped(data: Any) -> Any:
     """The state dict inside of what a trainer saves around it, however deep; what is none is given back."""
-    while isinstance(data, dict) and not all(isinstance(value, torch.Tensor) for value in data.values()):
+    for _ in range(8):  # a pickle may contain itself
+        if not isinstance(data, dict) or all(isinstance(value, torch.Tensor) for value in data.values()):
+            break
         inner = next((data[key] for key in _WRAPPERS if isinstance(data.get(key), dict)), None)
         if inner is None:
             break
         data = inner
     return data
+
+
+def _refuse_bombs(path: Path) -> None:
+    """torch.save compresses nothing: an archive that holds more than its file, or a huge pickle, is not of its making."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"{path} is a damaged archive", wanted="a file of torch.save", found=str(error), do=_AGAIN
+        ) from error
+    held = sum(entry.file_size for entry in entries)
+    longest = max((entry.file_size for entry in entries if entry.filename.endswith("data.pkl")), default=0)
+    if held > size or longest > PICKLE or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ModelError(
+            f"{path} is not as torch.save writes it",
+            wanted=f"an archive that is not compressed, with a pickle of at most {PICKLE >> 20} MiB",
+            found=f"{held} bytes in a file of {size}, a pickle of {longest}",
+            do=_AGAIN,
+        )
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
@@ -82,6 +108,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
             found="a legacy pickle, or something else",
             do=_CONVERT,
         )
+    _refuse_bombs(path)
     try:
         data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except _REFUSALS as error:

@@ -24,6 +24,7 @@ from typing import Any
 
 from plait.errors import PlaitError, RecipeError, Where, raise_all
 from plait.recipe.document import place
+from plait.types import compiled
 
 Scalar = float | int | bool | str
 
@@ -142,7 +143,7 @@ def fits(filter: str | None) -> Callable[[str], bool]:
         return lambda name: True
     assert filter is not None
     if len(filter) > 2 and filter[0] == filter[-1] == "/":
-        search = re.compile(filter[1:-1]).search
+        search = compiled(filter[1:-1]).search
         return lambda name: search(name) is not None
     if any(c in filter for c in "*?["):
         match = re.compile(fnmatch.translate(filter)).match
