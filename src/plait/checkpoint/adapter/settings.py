@@ -134,7 +134,7 @@ class _Reader:
             try:
                 compiled(pattern)
             except re.error as error:
-                raise self._wrong(key, "names, or simple patterns of names", pattern) from error
+                raise self._wrong(key, "names, or regular expressions that are simple patterns", pattern) from error
         return {pattern: self._positive(key, number) for pattern, number in value.items()}
 
     def tokens(self, key: str) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
