@@ -77,7 +77,8 @@ def _bricks(recipe: Recipe) -> Iterator[RecipeError]:
                 yield RecipeError(what, wanted=", ".join(own) or "none", do=do, where=setting.where)
             else:
                 yield from _range(own[name], setting)
-        for name in (p.name for p in brick.parameters if p.required and p.name not in use.parameters):
+        wanted = (p for p in brick.parameters if p.required and not p.per_model)  # models may have theirs
+        for name in (p.name for p in wanted if p.name not in use.parameters):
             yield _needs(f"{brick.name} needs {name!r}", own[name], f"write {use.name}: {{{name}: …}}", use.where)
 
 
@@ -111,7 +112,7 @@ def _scopes(recipe: Recipe) -> Iterator[tuple[str, Settings]]:
 
 
 def _never_read(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Method]) -> Iterator[RecipeError]:
-    known = _known(used)
+    known, of_bricks = _known(used), _of_bricks(recipe)
     idle = [name for method in used for name in method.idle]
     anywhere = {p.name for m in methods.values() for p in m.parameters}
     names = " and ".join(method.name for method in used)
@@ -120,8 +121,14 @@ def _never_read(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Me
             if name in known and scope == "model" and not any(p.per_model for p in known[name]):
                 what = f"{name!r} has one value for all models: under a single model it is not looked at"
                 yield RecipeError(what, do="move it to 'parameters:' at the top level", where=setting.where)
+            elif name in of_bricks:
+                if scope != "model":
+                    brick, _, own = name.partition(".")
+                    what = f"{name!r} stands under a model, for that model alone"
+                    do = f"for all models, write {brick}: {{{own}: …}} under 'pre:' or 'post:'"
+                    yield RecipeError(what, do=do, where=setting.where)
             elif name not in known and name not in idle and name not in anywhere:
-                near = nearest(name, [*known, *idle]) or nearest(name, anywhere)
+                near = nearest(name, [*known, *idle, *of_bricks]) or nearest(name, anywhere)
                 yield RecipeError(
                     f"{names} {'has' if len(used) == 1 else 'have'} no parameter {name!r}",
                     wanted=", ".join(known) or "no parameters at all",
@@ -139,6 +146,12 @@ def _known(used: Sequence[Method]) -> dict[str, list[Parameter]]:
     return known
 
 
+def _of_bricks(recipe: Recipe) -> dict[str, list[Parameter]]:
+    """What may stand under a model for the recipe's bricks: `BRICK.PARAMETER`, of parameters with a value for each model."""
+    used = {use.name: bricks()[use.name] for _, use in recipe.bricks() if use.name in bricks()}
+    return {f"{name}.{p.name}": [p] for name, brick in used.items() for p in brick.parameters if p.per_model}
+
+
 def _leftover(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Method]) -> Iterator[RecipeError]:
     """One finding for each parameter that these methods do not have and another one has."""
     told = {*_known(used), *(name for method in used for name in method.idle)}
@@ -153,7 +166,7 @@ def _leftover(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Meth
 
 
 def _values(recipe: Recipe, used: Sequence[Method]) -> Iterator[RecipeError]:
-    known = _known(used)
+    known = {**_known(used), **_of_bricks(recipe)}
     for scope, settings in _scopes(recipe):
         for name, setting in settings.items():
             looked_at = [p for p in known.get(name, ()) if p.per_model or scope != "model"]

@@ -11,13 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+import make
+import plait
 from methods import oracles_elementwise, oracles_spectral
+from plait import fit
 from plait.brick import Woven, around
 from plait.bricks import bricks
 from plait.compute import merge_tensors
 from plait.method import bind
 from plait.methods import registry
 from plait.ops.random import uniform
+from plait.recipe import load
 from plait.testing.methods import check
 
 WEIGHTS = [0.7, 0.5, 1.1]
@@ -198,6 +202,51 @@ Reference: Nobody, Nothing, https://example.org
     assert done.returncode == 2
     assert "whiten: breaks" in done.stdout
     assert "pieces" in done.stdout
+
+
+def test_a_model_has_values_of_its_own_for_a_brick(tmp_path):
+    """`trim.density` under a model holds for that model, not for others, whatever stands with the brick."""
+    paths = [str(make.model(tmp_path / str(i), i)) for i in range(3)]
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    def merged(*parameters, **trim):
+        models = [
+            {"model": p, "parameters": {"weight": 1.0, **own}} for p, own in zip(paths[1:], parameters, strict=True)
+        ]
+        recipe = {"merge_method": "task_arithmetic", "base_model": paths[0], "models": models, "pre": [{"trim": trim}]}
+        return plait.merge(recipe | {"dtype": "float32"}).read(name)
+
+    base, *models = (plait.open(p).read(name).float() for p in paths)
+    wanted = base.clone()
+    for model, density in zip(models, (0.1, 0.7), strict=True):
+        delta = model - base
+        wanted += delta * (delta.abs() >= delta.abs().flatten().sort().values[-int(density * delta.numel())])
+    torch.testing.assert_close(merged({"trim.density": 0.1}, {}, density=0.7), wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(merged({"trim.density": 0.1}, {"trim.density": 0.7}), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value", "words"),
+    [
+        ("model", "trim.density", 7, "density cannot be 7"),
+        ("model", "trim.densty", 0.5, "did you mean 'trim.density'?"),
+        ("model", "drop.density", 0.5, "no parameter 'drop.density'"),
+        ("recipe", "trim.density", 0.5, "stands under a model"),
+        ("model", "scale.factor", 0.5, "no parameter 'scale.factor'"),
+    ],
+)
+def test_what_a_model_says_of_a_brick_is_checked(tmp_path, where, name, value, words):
+    """Values out of range, misspelt names, bricks that are not used, and parameters that no single model has, are told."""
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": [{"model": "a", "parameters": {"weight": 1.0, **({name: value} if where == "model" else {})}}],
+        "parameters": {name: value} if where == "recipe" else {},
+        "pre": ["trim"],
+        "post": [{"scale": {"factor": 0.5}}],
+    }
+    errors, _ = fit.problems(load(recipe))
+    assert any(words in str(error) for error in errors), errors
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs"])

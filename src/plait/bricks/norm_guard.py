@@ -4,7 +4,8 @@
 2. The merged one is multiplied by mean / norm, where the mean of the models' norms is weighted by |weight|; `strength` goes a
    part of the way. A merged change of norm 0 stays.
 
-A cheap guard for every method: averages shrink changes that point apart, sums blow up changes that agree.
+`weight` stands under each model, as `norm_guard.weight`. A cheap guard for every method: averages shrink changes that point
+apart, sums blow up changes that agree.
 
 Reference: MAGIC: Achieving Superior Model Merging via Magnitude Calibration, https://arxiv.org/abs/2512.19320
 """

@@ -275,7 +275,17 @@ class Builder:
 
 
 def _of_brick(use: BrickUse) -> Scopes:
-    return lambda strand: (("the brick", use.parameters),)
+    """What a model says of the brick, as `BRICK.PARAMETER` among its parameters, and then what stands with the brick."""
+
+    def scopes(strand: Strand | None) -> tuple[tuple[str, Settings], ...]:
+        own = {
+            name.removeprefix(f"{use.name}."): setting
+            for name, setting in (strand.parameters if strand else {}).items()
+            if name.startswith(f"{use.name}.")
+        }
+        return ("the model", own), ("the brick", use.parameters)
+
+    return scopes
 
 
 def _reference_first(band: Band) -> list[Strand]:

@@ -28,7 +28,13 @@ def _parameters(scalars: Mapping[str, Any]) -> dict[str, Any]:
         name: {**setting_schema(dict(scalar)), "description": scalar.get("description", "")}
         for name, scalar in scalars.items()
     }
-    return {"type": ["object", "null"], "properties": settings, "additionalProperties": False}
+    of_bricks = {r"^\w+\.\w+$": setting_schema({"type": ["number", "boolean", "string"]})}
+    return {
+        "type": ["object", "null"],
+        "properties": settings,
+        "patternProperties": of_bricks,
+        "additionalProperties": False,
+    }
 
 
 def _when(method: str) -> dict[str, Any]:
