@@ -220,6 +220,35 @@ def test_templates(tmp_path: Path) -> None:
     assert "the chat template writes <|im_start|>, which out has no token for" in reasons(tmp_path / "out")
 
 
+def test_checkpoints_of_one_training(tmp_path: Path) -> None:
+    """Of a parent that another one went on from, the merge has several times the change, as that one has: nothing is piled up."""
+    base, delta = make.tensors(0, hidden=64), make.tensors(1, hidden=64)
+    folders = [
+        make.write(tmp_path / name, {n: x + size * 0.05 * delta[n] for n, x in base.items()})
+        for name, size in (("base", 0), ("early", 1), ("late", 5))
+    ]
+    for weight, verdict in ((0.5, "good"), (2.0, "broken")):
+        out = tmp_path / str(weight)
+        plait.merge(make.recipe("task_arithmetic", *folders[1:], base=folders[0], parameters={"weight": weight})).save(
+            out
+        )
+        made = look(out)
+        assert made.verdict == verdict
+    assert [v.about for v in made.reasons] == ["carried"]
+
+
+def test_zeros_that_were_asked_for(tmp_path: Path) -> None:
+    """Matrices that a recipe scales to zero, as recipes for deeper models do, are told and are no fault."""
+    model = make.model(tmp_path / "one", layers=3)
+    scale = {"scale": [{"filter": "o_proj", "value": 0.0}, {"filter": "down_proj", "value": 0.0}, {"value": 1.0}]}
+    sources = [({"layer_range": [0, 2]}, {}), ({"layer_range": [1, 3]}, {"parameters": scale})]
+    slices = [{"sources": [{"model": str(model), **where, **how}]} for where, how in sources]
+    plait.merge({"merge_method": "passthrough", "slices": slices}).save(tmp_path / "out")
+    made = look(tmp_path / "out")
+    assert made.verdict == "good", made.reasons
+    assert "nothing but zeros in 4 tensors of out, as the recipe's scale says" in [v.says for v in made.verdicts]
+
+
 def test_unrelated_parents(tmp_path: Path) -> None:
     """The average of two models that began from different random weights is broken, although all its numbers are fine."""
     one, two = (make.model(tmp_path / f"m{seed}", seed, hidden=64) for seed in (0, 1))

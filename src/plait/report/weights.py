@@ -22,6 +22,8 @@ from plait.report.origin import Origin
 
 #: a norm beyond the parents' by this factor, up or down, is no merge of them any more …
 FAR_OFF = 1.25
+#: … for one matrix among many by this …
+ODD = 1.5
 #: … and by this one is worth a look
 OFF = 1.1
 #: more of a parent's change than this many times is too much; more than the second is worth a look
@@ -94,7 +96,11 @@ def growth(s: Sums) -> float | None:
 def _norms(origin: Origin, found: Comparison) -> Iterator[Verdict]:
     name, body = origin.out.name, matrices(found) or found.total
     grown = [(m.pair.name, x, m) for m in found.tensors if m.sums.finite and (x := growth(m.sums)) is not None]
-    empty = [name for name, x, _ in grown if x == 0]
+    asked = _scaled(origin)
+    empty = [name for name, x, _ in grown if x == 0 and name not in asked]
+    if zero := [name for name, x, _ in grown if x == 0 and name in asked]:
+        says = f"nothing but zeros in {count(len(zero), 'tensor')} of {name}, as the recipe's scale says"
+        yield Verdict("norm", "note", says, some(zero))
     if empty:
         yield Verdict(
             "norm",
@@ -103,7 +109,8 @@ def _norms(origin: Origin, found: Comparison) -> Iterator[Verdict]:
             some(empty),
         )
     whole = growth(body)
-    wrong = [(n, x) for n, x, m in grown if x and m.pair.columns > 1 and not 1 / FAR_OFF <= x <= FAR_OFF]
+    matrix = [(n, x) for n, x, m in grown if x and m.pair.columns > 1 and n not in asked]
+    wrong = [(n, x) for n, x in matrix if not 1 / ODD <= x <= ODD]
     if whole and not 1 / FAR_OFF <= whole <= FAR_OFF:
         says = f"the weights of {name} are {_times(whole)} its parents'"
         yield Verdict("norm", "bad", says, "; ".join(filter(None, ["norm of the layers' matrices", _weights(origin)])))
@@ -117,6 +124,12 @@ def _norms(origin: Origin, found: Comparison) -> Iterator[Verdict]:
         spread = [x for _, x, m in grown if m.pair.columns > 1] or [whole]
         because = f"norms of matrices: {min(spread):.2f} to {max(spread):.2f} times the nearest parent's"
         yield Verdict("norm", "good", f"{name} has norms like its parents'", because)
+
+
+def _scaled(origin: Origin) -> set[str]:
+    """The tensors that the recipe itself makes larger or smaller (`scale` of passthrough)."""
+    steps = origin.plan.steps if origin.plan else ()
+    return {s.name for s in steps if any(g.parameter == "scale" and g.scope != "the default" for g in s.settings)}
 
 
 def _times(factor: float) -> str:
@@ -154,15 +167,17 @@ def _carried(origin: Origin, found: Comparison, strange: dict[Place, float]) -> 
     if not origin.based or not 1 / FAR_OFF <= (growth(body) or 1.0) <= FAR_OFF:
         return
     last, name = body.models, origin.out.name
-    known = [(s.name, x) for i, s in enumerate(found.sides[:-1]) if (x := body.carried(i, last)) is not None]
-    if not known:
+    carried = [(i, x) for i in range(1, last) if (x := body.carried(i, last)) is not None]
+    if not carried:
         return
+    known = [(found.sides[i].name, x) for i, x in carried]
     shown = ", ".join(f"{x:.2f} of {parent}'s" for parent, x in known)
     because = f"{name} has of the changes from {first}: {shown}"
-    top = max(x for _, x in known)
+    # a parent that went on from another has that one's change already, perhaps several times
+    beyond = {i: x / max(body.carried(i, j) or 0.0 for j in range(1, last)) for i, x in carried}
+    most, top = max(beyond.items(), key=lambda pair: pair[1])
     if top > MUCH:
-        most = max(known, key=lambda pair: pair[1])[0]
-        says = f"what {most} changed is in {name} {top:.1f} times"
+        says = f"what {found.sides[most].name} changed is in {name} {dict(carried)[most]:.1f} times"
         mark: Mark = "bad" if top > TOO_MUCH else "note"
         yield Verdict("carried", mark, says, "; ".join(filter(None, [because, _weights(origin)])))
     elif not strange:
