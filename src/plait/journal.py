@@ -47,10 +47,10 @@ class Record:
 
 
 def read(path: Path) -> Record | None:
-    """The journal at `path`, up to the first line that is torn; None without one."""
+    """The journal at `path`, up to the first line that is torn; None without one that can be read."""
     try:
         raw = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
     key: Mapping[str, Any] = {}
     pid, tensors, whole, nbytes = None, {}, False, 0
@@ -75,7 +75,7 @@ def refuse_leftover(out: Path, total: int, force: bool, resume: bool) -> None:
     path = out / NAME
     try:
         file = os.open(path, os.O_RDWR)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except OSError:  # none, or a name that is something else: the writer will say so
         return
     try:
         _lock(file, path)
