@@ -237,9 +237,12 @@ def _recipe(source: Source, lenient: bool) -> tuple[Recipe, Mapping[str, Recipe]
         return last, {recipe.name: recipe for recipe in checked.recipes if recipe.name and recipe is not last}
     if checked.recipe is None:
         raise RecipeError(
-            f"this is a {checked.kind} file, which this version does not run",
+            f"this is a {checked.kind} file, which is no merge",
             wanted="one recipe with merge_method",
             found=kinds.MEANING[checked.kind],
+            do="run it with 'plait moe'"
+            if checked.kind == "moe"
+            else "write a recipe; this version has no such search",
             where=Where(os.fspath(source)) if "\n" not in os.fspath(source) else None,
         )
     return checked.recipe, {}

@@ -292,6 +292,26 @@ def test_command(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "router" not in card.split("## How")[0]
 
 
+def test_check(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`plait check` looks at a mixture's models, too; `plait merge` names the verb that runs it."""
+    config = tmp_path / "moe.yml"
+    recipe = asked(models)
+    config.write_text(yaml.safe_dump(recipe), "utf-8")
+    with pytest.raises(SystemExit) as code:
+        main(["check", str(config)])
+    assert code.value.code == 0
+    assert "no problems, 35 tensors" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as code:
+        main(["merge", str(config), str(tmp_path / "out")])
+    assert "run it with 'plait moe'" in capsys.readouterr().err
+    recipe["experts"][0]["source_model"] = str(base(tmp_path / "wide", "llama", intermediate_size=64))
+    config.write_text(yaml.safe_dump(recipe), "utf-8")
+    with pytest.raises(SystemExit) as code:
+        main(["check", str(config)])
+    assert code.value.code == 2
+    assert "cannot be an expert" in capsys.readouterr().err
+
+
 def test_resume(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that stops goes on with resume, and gives the bytes of one that was not disturbed."""
     recipe = asked(models, gate_mode="hidden")

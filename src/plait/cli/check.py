@@ -9,6 +9,9 @@ import click
 from plait.cli import _show
 from plait.cli._options import planning, prepared
 
+#: what runs a kind of file that is no merge
+RUN = {"moe": "plait moe", "multi": "plait multi or plait merge", "raw": "plait raw"}
+
 
 @click.command()
 @click.argument("recipes", nargs=-1, required=True, type=click.Path())
@@ -36,6 +39,11 @@ def command(recipes: tuple[str, ...], no_models: bool, as_json: bool, **options:
                 report["warnings"] += warnings
             if checked.recipe and not no_models:
                 plan = prepared(checked.recipe, {**options, "files": ()})
+            elif checked.kind == "moe" and not no_models:
+                plan = _mixture(path, options)
+            else:
+                plan = None
+            if plan:
                 report["warnings"] = list(plan.notes)
                 report["output"] = {"tensors": len(plan.steps), "bytes": plan.nbytes, "shards": len(plan.shards)}
         except PlaitError as error:
@@ -49,7 +57,8 @@ def command(recipes: tuple[str, ...], no_models: bool, as_json: bool, **options:
             _show.notes(report["warnings"])
             output = report.get("output")
             more = f", {output['tensors']} tensors, {_show.size(output['bytes'])}" if output else ""
-            runs = "" if report["kind"] == "merge" else f" (a {report['kind']} file: plait merge does not run it)"
+            kind = report["kind"]
+            runs = "" if kind == "merge" else f" (a {kind} file: {RUN.get(kind, 'nothing')} runs it)"
             click.echo(f"{path}: no problems{more}{runs}")
         reports.append(report)
     if as_json:
@@ -58,3 +67,10 @@ def command(recipes: tuple[str, ...], no_models: bool, as_json: bool, **options:
         bad = sum(not r["ok"] for r in reports)
         click.echo(f"{len(reports)} files: {len(reports) - bad} fine, {bad} with problems")
     click.get_current_context().exit(0 if all(r["ok"] for r in reports) else 2)
+
+
+def _mixture(path: str, options: dict[str, Any]) -> Any:
+    from plait.moe import prepare
+
+    named = ("lenient", "expert_layout", "cache", "lora_merge_dtype")
+    return prepare(path, seed=options["random_seed"], **{name: options[name] for name in named}).plan

@@ -82,11 +82,13 @@ def changed(
     donor: Subject | None = None,
     asked: dict[str, object],
     seed: int = 0,
+    held: int = 0,
     shard_size: int = SHARD_SIZE,
     notes: Sequence[str] = (),
 ) -> Plan:
     """The plan of the model with the tokens `output` in matrices of so many rows, which `settle` says what they are.
 
+    `held`: bytes that making the new rows of a matrix takes.
     `donor`: whose tokenizer files these are. `asked`: what the command was given, which is the recipe.
     """
     opened, anatomy, source = subject.model.opened, subject.model.arch, donor or subject
@@ -112,7 +114,7 @@ def changed(
                 found=str(list(spec.shape)),
             )
         matrix = Matrix(checkpoint, name)
-        views[name] = Rows(matrix, rows, partial(_settled, settle, name, name == anatomy.head, matrix))
+        views[name] = Rows(matrix, rows, partial(_settled, settle, name, name == anatomy.head, matrix), held)
     config = vocabulary.follow(sized(opened.config, subject.held, rows))
     view = replace(opened, checkpoint=Revised(checkpoint, views, config))
     models = [Model(view, replace(anatomy, specs=view.checkpoint.specs)), *([donor.model] if donor else [])]

@@ -12,10 +12,13 @@ https://arxiv.org/abs/2506.06607
 
 from __future__ import annotations
 
+import threading
+
 from plait.lazy import Tensor, torch
 
 GRAM = 1 << 15  # atoms up to which their Gram matrix is kept: 4.3 GB
 HELD = 1 << 26  # entries that a block of targets may hold
+_alone = threading.Lock()  # one Gram matrix at a time
 TINY = 1e-6  # of an atom's squared length: what is left of one that the chosen ones span
 
 
@@ -25,10 +28,21 @@ def pursue(targets: Tensor, atoms: Tensor, k: int, gram: bool | None = None) -> 
     With fewer than `k` atoms, or where those chosen span all the others, the rest of a row has coefficient 0.
     """
     count, k = len(targets), min(k, len(atoms))
-    chosen = torch.zeros((count, k), dtype=torch.int64)
     if not k or not count:
-        return chosen, torch.zeros((count, k), dtype=torch.float64)
-    inner = atoms @ atoms.T if (len(atoms) <= GRAM if gram is None else gram) else None
+        return torch.zeros((count, k), dtype=torch.int64), torch.zeros((count, k), dtype=torch.float64)
+    with _alone:
+        inner = atoms @ atoms.T if (len(atoms) <= GRAM if gram is None else gram) else None
+        return _pursued(targets, atoms, k, inner)
+
+
+def held_nbytes(atoms: int, targets: int, k: int) -> int:
+    """Bytes that are held besides the atoms and the targets."""
+    return 4 * (min(HELD, targets * atoms * (k + 2)) + (atoms * atoms if atoms <= GRAM else 0) + 4 * targets * k)
+
+
+def _pursued(targets: Tensor, atoms: Tensor, k: int, inner: Tensor | None) -> tuple[Tensor, Tensor]:
+    count = len(targets)
+    chosen = torch.zeros((count, k), dtype=torch.int64)
     step = max(1, HELD // (len(atoms) * (k + 2) if inner is not None else len(atoms) + (k + 2) * atoms.shape[1]))
     live = torch.zeros((count, k), dtype=torch.bool)
     for i in range(0, count, step):

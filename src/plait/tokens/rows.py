@@ -12,6 +12,7 @@ import numpy as np
 from plait.checkpoint import Checkpoint, Rows, home, stored_nbytes
 from plait.checkpoint.dtypes import torch_dtype
 from plait.lazy import Tensor, torch
+from plait.run import default_threads
 from plait.types import TensorSpec
 from plait.vocabulary.realign import Matrix
 from plait.vocabulary.rows import NONE, Index
@@ -27,6 +28,7 @@ class Made:
     own: Matrix
     count: int
     settle: Callable[[], Settled]
+    held: int = 0  # bytes, while the new rows are made and after
     _known: list[tuple[Index, Tensor]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,6 +67,8 @@ class Revised:
             name: made[name].spec if name in made else spec for name, spec in inner.specs.items()
         }
         self.home: Mapping[str, str] = {name: home(inner, name) for name in inner.specs}
+        # rows are made one tensor at a time, whatever the number of threads, and a plan counts what each of these holds
+        self.held: Mapping[str, int] = {name: each.held // default_threads() for name, each in made.items()}
         self.stored: Mapping[str, int] = {name: stored_nbytes(inner, name) for name in inner.specs}
 
     def read(self, name: str, rows: Rows | None = None) -> Tensor:

@@ -16,8 +16,10 @@ from plait.layout import SHARD_SIZE
 from plait.lazy import Tensor, torch
 from plait.plan import Made, Plan
 from plait.tokens.approximate import approximate, check, needs_donor
+from plait.tokens.approximate.omp import omp
 from plait.tokens.changed import Subject, changed, subject
 from plait.tokens.match import Matched, matched
+from plait.tokens.pursuit import held_nbytes
 from plait.tokens.rows import Settled
 from plait.tokens.space import Options, Space
 from plait.tokens.undertrained import undertrained
@@ -87,9 +89,17 @@ def transplant(
         donor=theirs,
         asked={"tokens": "transplant", "model": str(mine.ref), "donor": str(theirs.ref), **told},
         seed=options.seed,
+        held=_held(mine, theirs, shared, count - shared, options),
         shard_size=shard_size,
         notes=[f"tokens: {note}"],
     )
+
+
+def _held(mine: Subject, theirs: Subject, shared: int, new: int, options: Options) -> int:
+    """Bytes that the rows of one matrix take while they are made."""
+    own, donor = (subject.matrix(False).spec.shape[1] for subject in (mine, theirs))
+    both = 4 * (shared + new) * (own + donor) if needs_donor(options.method) else 4 * new * own
+    return both + (held_nbytes(shared, new, options.k) if options.method == omp.__name__ else 0)
 
 
 def _on(side: str, head: bool) -> bool:
