@@ -43,8 +43,13 @@ docs: $(SETUP)  # the site, into site/
 	$(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(SETUP)  # merges of 1.6 GB models next to the floor; PEER=path/to/mergekit-yaml adds the peer
-	$(BIN)/python benchmarks/peer.py $(if $(PEER),--peer $(PEER))
+bench: $(SETUP)  # merges of 1.3 GB models next to the floor, a table and a plot; PEER=path/to/mergekit-yaml adds the peer
+	mkdir -p build
+	rm -f build/bench.json
+	$(BIN)/python benchmarks/peer.py --json build/bench.json $(if $(PEER),--peer $(PEER))
+	$(BIN)/python benchmarks/peer.py --json build/bench.json --memory --merges linear,slerp,ties
+	$(BIN)/python benchmarks/peer.py --json build/bench.json --cold --merges linear,slerp,ties
+	$(BIN)/python benchmarks/table.py build/bench.json $(if $(PEER),--plot build/bench.svg)
 
 # torch first and by itself: with a version named, pip takes the CPU build where one of that version is at hand
 $(SETUP): pyproject.toml constraints.txt

@@ -1,33 +1,37 @@
 """How long does a merge take, next to mergekit-yaml and to the floor, on the same inputs? Whole processes, in turn.
 
-    python benchmarks/peer.py --peer PATH/TO/mergekit-yaml [--runs 3] [--merges linear,slerp,ties] [--hidden 2048 --layers 16]
+    python benchmarks/peer.py [--peer PATH/TO/mergekit-yaml] [--json FILE] [--runs 3] [--merges linear,ties] [--budget SECONDS]
 
-The floor reads every input with two threads and writes as many bytes as the output has; it computes nothing. All figures are
-of whole processes, start-up included: wall and CPU seconds, peak resident memory. Medians of paired runs, ratios pair by pair.
+The floor reads every input with two threads and writes as many bytes as the output has, onto the disk (`fsync`, as plait does);
+it computes nothing. Rounds go through all merges, and each merge runs floor, plait and peer one after the other; `--budget`
+leaves out what would not end in time. Inputs are in the page cache, but for `--cold`, where they are dropped from it before each
+run; `--memory` writes the outputs to a file system in memory, where the disk's speed plays no part. `table.py` makes of the
+JSON what the README shows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import platform
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
+from measure import machine, measured, plait
 
 FLOOR = """
 import os, sys
 from concurrent.futures import ThreadPoolExecutor
 *inputs, size, out = sys.argv[1:]
 def read(path, start, stop):
-    buffer, file = bytearray(1 << 20), os.open(path, os.O_RDONLY)
+    buffer, file = bytearray(1 << 19), os.open(path, os.O_RDONLY)
     while start < stop:
         start += os.preadv(file, [buffer], start)
 jobs = []
@@ -36,13 +40,20 @@ for path in inputs:
     jobs += [(path, 0, half), (path, half, 2 * half)]
 with ThreadPoolExecutor(2) as pool:
     list(pool.map(lambda job: read(*job), jobs))
-block, left = bytes(1 << 20), int(size)
+block, left = bytes(1 << 19), int(size)
 file = os.open(out, os.O_CREAT | os.O_WRONLY)
 os.posix_fallocate(file, 0, left)
 while left > 0:
     left -= os.write(file, block[:left])
 os.fsync(file)
 """
+
+#: the merges of the goal, the quick ones first
+MERGES = (
+    "linear linear4 nuslerp model_stock karcher task_arithmetic slerp passthrough dare_ties ties breadcrumbs sce della"
+)
+#: those of which a run of the peer takes minutes: once
+SLOW = "dare_ties ties breadcrumbs sce della"
 
 
 def recipes(paths: list[Path], layers: int) -> dict[str, dict[str, object]]:
@@ -87,83 +98,119 @@ def recipes(paths: list[Path], layers: int) -> dict[str, dict[str, object]]:
 
 
 def made_elsewhere(folder: Path, hidden: int, layers: int) -> list[Path]:
-    """The inputs, made by a process of their own: a child's peak memory counts what its parent held when it began."""
+    """The inputs, made by a process of their own: what this one holds would count as its children's."""
     code = "import sys; from pathlib import Path; from inputs import make; make(Path(sys.argv[1]), models=4, "
     code += f"hidden={hidden}, layers={layers})"
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=Path(__file__).parent)
     return [folder / f"m{i}" for i in range(4)]
 
 
-def run(command: list[str], where: Path) -> tuple[float, float, float]:
-    """(wall seconds, CPU seconds, peak resident MB) of a process that must succeed."""
-    with open(where / "log", "w") as log:
-        begun = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=where)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - begun
-    if status:
-        sys.exit(f"{shlex.join(command)} failed:\n{(where / 'log').read_text()[-2000:]}")
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+def forget(paths: list[Path]) -> None:
+    """Drop files from the page cache."""
+    os.sync()
+    for path in paths:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def remember(paths: list[Path]) -> None:
+    """Bring files into the page cache."""
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+
+
+def version(peer: str) -> str:
+    code = "from importlib.metadata import version; print(version('mergekit'), version('torch'))"
+    python = Path(peer).with_name("python")
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return "mergekit {}, PyTorch {}".format(*done.stdout.split())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--peer", help="mergekit-yaml of an environment of its own")
     parser.add_argument("--peer-options", default="--lazy-unpickle --no-write-model-card --no-copy-tokenizer")
-    parser.add_argument(
-        "--merges",
-        default="linear,linear4,nuslerp,model_stock,karcher,task_arithmetic,slerp,ties,breadcrumbs,sce,dare_ties,della,passthrough",
-    )
+    parser.add_argument("--merges", default=",".join(MERGES.split()))
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--slow-runs", type=int, default=1, help=f"runs of {SLOW}, with a peer")
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds")
+    parser.add_argument("--cold", action="store_true", help="inputs are not in the page cache")
+    parser.add_argument("--memory", action="store_true", help="outputs in /dev/shm")
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--folder", type=Path, help="where inputs are kept from run to run")
+    parser.add_argument("--json", type=Path, help="a file to add the runs to")
     options = parser.parse_args()
-    plait = [str(Path(sys.executable).with_name("plait")), "merge"]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        folder.mkdir(exist_ok=True)
-        inputs = made_elsewhere(folder.resolve(), options.hidden, options.layers)
-        size = inputs[0].joinpath("model.safetensors").stat().st_size
+    began = time.monotonic()
+    where = "cold" if options.cold else "memory" if options.memory else "disk"
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        tempfile.TemporaryDirectory(dir="/dev/shm" if options.memory else None) as other,
+    ):
+        folder = (options.folder or Path(temporary)).resolve()
+        folder.mkdir(exist_ok=True, parents=True)
+        out = Path(other) / "out" if options.memory else folder / "out"
+        inputs = made_elsewhere(folder, options.hidden, options.layers)
+        weights = [path / "model.safetensors" for path in inputs]
+        if not options.cold:
+            remember(weights)
+        found: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+        found |= {"machine": machine(), "input_bytes": weights[0].stat().st_size}
+        found |= {"peer": version(options.peer)} if options.peer else {}
+        runs = found.setdefault("runs", [])
         print(
-            f"{platform.machine()}, {os.cpu_count()} cores; inputs of {size / 1e9:.2f} GB; {options.runs} runs in turn"
+            f"{machine()}; inputs of {found['input_bytes'] / 1e9:.2f} GB; {found.get('peer', 'no peer')}; {where}",
+            flush=True,
         )
-        print(
-            "| merge | against | plait: wall, CPU, peak | it: wall, CPU, peak | wall ratio | CPU ratio |\n"
-            "|---|---|---|---|---|---|"
-        )
-        for name in options.merges.split(","):
-            recipe = recipes(inputs, options.layers)[name]
-            path, out = folder / f"{name}.yml", folder / "out"
-            path.write_text(yaml.safe_dump(recipe))
-            ours = [*plait, str(path), str(out), "--quiet"]
-            read = [str(p / "model.safetensors") for p in inputs if str(p) in path.read_text()]
-            others = {"floor": [sys.executable, "-c", FLOOR, *read, str(size), str(out / "floor")]}
-            if options.peer:
-                others["peer"] = [options.peer, str(path), str(out), *shlex.split(options.peer_options)]
-            for against, theirs in others.items():
-                a, b = [], []
-                for _ in range(options.runs):
-                    for command, figures in ((ours, a), (theirs, b)):
-                        shutil.rmtree(out, ignore_errors=True)
-                        if against == "floor" and figures is b:
-                            out.mkdir()
-                        figures.append(run(command, folder))
-                shutil.rmtree(out, ignore_errors=True)
-                print(
-                    f"| {name} | {against} | {_figures(a)} | {_figures(b)} | {_ratio(b, a, 0)} | {_ratio(b, a, 1)} |",
-                    flush=True,
-                )
+        took: dict[tuple[str, str], float] = {}
+        for number in range(max(options.runs, options.slow_runs)):
+            for name in options.merges.split(","):
+                if number >= (options.slow_runs if name in SLOW.split() and options.peer else options.runs):
+                    continue
+                path = folder / f"{name}.yml"
+                path.write_text(yaml.safe_dump(recipes(inputs, options.layers)[name]))
+                read = [w for w, p in zip(weights, inputs, strict=True) if str(p) in path.read_text()]
+                size = found["input_bytes"] if name != "passthrough" else _stacked(options)
+                commands = {
+                    "floor": [sys.executable, "-S", "-E", "-c", FLOOR, *map(str, read), str(size), str(out / "floor")],
+                    "plait": plait("merge", path, out, "--quiet"),
+                }
+                if options.peer:
+                    commands["peer"] = [options.peer, str(path), str(out), *shlex.split(options.peer_options)]
+                if time.monotonic() - began + sum(took.get((name, who), 0) for who in commands) > options.budget:
+                    continue
+                for who, command in commands.items():
+                    shutil.rmtree(out, ignore_errors=True)
+                    if who == "floor":
+                        out.mkdir()
+                    if options.cold:
+                        forget(weights)
+                    os.sync()
+                    f = measured(command, folder)
+                    took[name, who] = f.wall + 1
+                    runs.append(
+                        {
+                            "merge": name,
+                            "who": who,
+                            "where": where,
+                            "round": number,
+                            "load": os.getloadavg()[0],
+                            **vars(f),
+                        }
+                    )
+                    print(f"{name:16s}{who:6s}{f.wall:8.2f} s {f.cpu:8.2f} s CPU {f.peak:7.0f} MB", flush=True)
+                    if options.json:
+                        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        shutil.rmtree(out, ignore_errors=True)
 
 
-def _figures(runs: list[tuple[float, float, float]]) -> str:
-    wall, cpu, peak = (statistics.median(column) for column in zip(*runs, strict=True))
-    return f"{wall:.1f} s, {cpu:.1f} s, {peak:.0f} MB"
-
-
-def _ratio(theirs: list[tuple[float, float, float]], ours: list[tuple[float, float, float]], which: int) -> str:
-    pairs = [b[which] / a[which] for a, b in zip(ours, theirs, strict=True)]
-    return f"{statistics.median(pairs):.2f} ({min(pairs):.2f}-{max(pairs):.2f})"
+def _stacked(options: argparse.Namespace) -> int:
+    """Bytes of the frankenmerge: three quarters of the layers, twice."""
+    hidden = options.hidden
+    layer = 3 * hidden * 2 * hidden + hidden * hidden * 5 // 2 + 2 * hidden
+    return 2 * (layer * 2 * (options.layers * 3 // 4) + 32000 * hidden + hidden)
 
 
 if __name__ == "__main__":

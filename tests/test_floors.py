@@ -41,6 +41,7 @@ ROOMS = [
         "plan",
     ),
     *(
+        "device",
         "compute",
         "run",
         "journal",
@@ -84,6 +85,7 @@ TOP = {
         "matrices",
         "methods",
         "vocabulary",
+        "device",
         "compute",
         "run",
         "writer",
@@ -105,7 +107,7 @@ LAZY = {
     "torch": {"merged", "lazy", "checkpoint", "cli"},
     "huggingface_hub": {"checkpoint", "publish"},
     "gguf": {"checkpoint", "export"},
-    "numpy": {"export"},
+    "numpy": {"export", "lazy", "ops", "methods"},
     "jinja2": {"output", "diff", "report"},
     "transformers": {"merged", "demo"},
     "tokenizers": {"vocabulary"},
@@ -168,7 +170,7 @@ def test_instant(command: str) -> None:
 
 
 def test_planning_loads_no_torch(tmp_path: Path) -> None:
-    """A recipe is read, checked and planned, and every method loaded, without PyTorch, which takes longer to load."""
+    """A recipe is read, checked and planned, and every method loaded, without PyTorch and numpy, which load longer."""
     recipe = tmp_path / "recipe.yml"
     models = HOUSE / "demo" / "models"
     recipe.write_text(
@@ -176,9 +178,12 @@ def test_planning_loads_no_torch(tmp_path: Path) -> None:
     )
     code = f"import sys, plait\nplait.merge({str(recipe)!r})\nfrom plait.methods import registry\nregistry()\n"
     done = subprocess.run(
-        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code + "print({'torch', 'numpy'} & set(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout == "False\n"
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.skipif(library() is None, reason="the kernels are not compiled on this machine")

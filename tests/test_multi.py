@@ -195,7 +195,7 @@ def test_command_line(models: dict[str, str], tmp_path: Path, capsys: pytest.Cap
         str(tmp_path / "kept"),
         "--random-seed",
         "1",
-        "--cuda",
+        "--no-cuda",
         "--lora-merge-cache",
         "x",
     ]

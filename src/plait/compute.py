@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
+from plait import device as devices
 from plait import kernels
 from plait.checkpoint.dtypes import code_of, torch_dtype
 from plait.errors import MergeError
@@ -34,6 +36,21 @@ class Stored:
 
     dtype: str
     rows: Callable[[int, int], tuple[int, Any]]
+    #: for a row its place in a file, if it has one: (descriptor, offset)
+    place: Callable[[int], tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Bytes of a file, from `offset` on, which are also in memory; lent until the next piece is asked for."""
+
+    view: memoryview
+    file: int
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.view.nbytes
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,7 @@ class Task:
     seed: int = 0
     double: bool = False  # compute in float64
     piece: int = PIECE
+    device: str | None = None  # where PyTorch computes, if not on the CPU by the kernels
     sources: Sequence[str] = ()  # what to call the base, if there is one, and the models
     depth: float = 0.0
     survey: Callable[[], Any] = lambda: None  # what the method knows of the whole model
@@ -57,7 +75,7 @@ class Task:
     stored: Sequence[Stored] = ()
     memo: dict[int, dict[int, Any]] = field(default_factory=dict, repr=False, compare=False)  # of `Raw` models
 
-    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor | memoryview]]:
+    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
         """The merged tensor from its first row to its last: (row, piece in the result's dtype, or its bytes).
 
         Bytes are lent until the next piece is asked for.
@@ -65,6 +83,13 @@ class Task:
         if self.fused:
             yield from self._run_fused(check)
             return
+        if self.device is None:
+            yield from self._run_tensors(check)
+        else:
+            with devices.stream(self.device):
+                yield from self._run_tensors(check)
+
+    def _run_tensors(self, check: bool) -> Iterator[tuple[int, Tensor]]:
         whole = self.whole()
         for row, stop in self.cuts():
             yield row, self.rows(row, stop, whole, check)
@@ -97,7 +122,7 @@ class Task:
             finite = not check or _finite(result)
         if check and not finite:
             raise self._not_finite(row, stop)
-        return result
+        return result if self.device is None else devices.to_cpu(result)
 
     @property
     def fused(self) -> bool:
@@ -105,6 +130,7 @@ class Task:
         codes = {source.dtype for source in self.stored} | {self.dtype}
         return (
             bool(self.models)
+            and self.device is None
             and 0 < len(self.stored) <= fused.MOST
             and codes <= kernels.DTYPES.keys()
             and not self.double
@@ -136,6 +162,14 @@ class Task:
             do="look at that input, or at the recipe's weights; --allow-nonfinite writes it all the same",
         )
 
+    @cached_property
+    def unit(self) -> str:
+        return self.method.unit_of(self.params)
+
+    @cached_property
+    def columns(self) -> int:
+        return TensorSpec("F32", self.shape).matrix[1]
+
     def cuts(self) -> Iterator[tuple[int, int]]:
         """The rows of each piece: whole blocks of whole rows, one matrix, or everything, as the method must see it at once."""
         spec = TensorSpec("F32", self.shape)
@@ -160,6 +194,8 @@ class Task:
 
         def get(reader: Reader, base: Tensor | None = None) -> Tensor:
             x = reader(None if everything else (row, stop))
+            if self.device is not None:
+                x = devices.to_device(x, self.device)
             if not self.double and kernels.widens(x):
                 x = kernels.widen(x, base)
             else:
@@ -179,12 +215,12 @@ class Task:
 
     def raw(self, row: int, stop: int, counters: Sequence[list[Any]]) -> Piece:
         """The inputs of rows [row, stop) as they are stored. `counters`: of this pass, a list for each model."""
-        rows, columns = stop - row, TensorSpec("F32", self.shape).matrix[1]
-        if self.method.unit_of(self.params) == "row" and len(self.shape) < 2:
+        rows, columns = stop - row, self.columns
+        start = row * columns
+        if self.unit == "row" and len(self.shape) < 2:
             rows, columns = 1, rows
         got = [source.rows(row, stop) for source in self.stored]
         codes = [kernels.DTYPES[source.dtype][0] for source in self.stored]
-        start = row * TensorSpec("F32", self.shape).matrix[1]
         under = self.base is not None and self.is_delta
         span = Span(rows, columns, start, (got[0][0], codes[0]) if under else None)
         inputs = [
@@ -316,12 +352,15 @@ def stored(dtype: str, reader: Reader) -> Stored:
     return Stored(dtype, rows)
 
 
-def gathered(shape: tuple[int, ...], dtype: str, pieces: Iterable[tuple[int, Tensor | memoryview]]) -> Tensor:
+def gathered(shape: tuple[int, ...], dtype: str, pieces: Iterable[tuple[int, Tensor | memoryview | Stretch]]) -> Tensor:
     """The whole tensor from its pieces."""
-    parts = [
-        x.reshape(-1) if isinstance(x, Tensor) else torch.frombuffer(bytearray(x), dtype=torch_dtype(dtype))
-        for _, x in pieces
-    ]
+    parts = []
+    for _, x in pieces:
+        if isinstance(x, Tensor):
+            parts.append(x.reshape(-1))
+        else:
+            view = x.view if isinstance(x, Stretch) else x
+            parts.append(torch.frombuffer(bytearray(view), dtype=torch_dtype(dtype)))
     return torch.cat(parts).reshape(shape) if parts else torch.empty(shape, dtype=torch_dtype(dtype))
 
 
@@ -337,13 +376,15 @@ class Copy:
     piece: int = PIECE
     stored: Sequence[Stored] = ()  # the inputs, where their bytes can be taken as they are
 
-    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor | memoryview]]:
+    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
+        fused, place = self.fused, self.stored[0].place if self.stored else None
         for row, stop in self.cuts():
-            if not self.fused:
+            if not fused:
                 yield row, self.rows(row, stop, None, check)
                 continue
             got = [source.rows(row, stop) for source in self.stored]
-            yield row, self._bytes([address for address, _ in got], stop - row, check)
+            view = self._bytes([address for address, _ in got], stop - row, check)
+            yield row, Stretch(view, *place(row)) if place else view
 
     @property
     def fused(self) -> bool:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 
 from plait.checkpoint import held_nbytes
+from plait.checkpoint.directory import SafetensorsFiles
 from plait.checkpoint.dtypes import torch_dtype
 from plait.compute import PIECE, Copy, Task, merge_tensors
+from plait.errors import PlaitError
+from plait.kernels import fused
 from plait.lazy import torch
 from plait.matrices import is_matrix
 from plait.ops.pieces import block_rows
@@ -18,27 +23,76 @@ from plait.run import default_threads, task
 from plait.types import DTYPES
 
 WORKSPACE = 6  # float32 buffers of a piece that a method may hold besides its inputs
+SEARCH = 4 << 20  # bytes of counts and samples that the kernels hold for each model whose cut they look for
+TORCH = 260 << 20  # resident bytes that loading PyTorch takes
+ROOM = (
+    20 << 20
+)  # and what is loaded last, when the weights are written: the card's templates, threads, buffers of files
+#: pieces to try under a limit: the usual ones, and smaller ones, which take longer
+PIECES = tuple(PIECE >> k for k in range(8))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes read and written, peak bytes of working memory over all threads, seconds of computing on them."""
+    """Bytes read and written, peak resident bytes of the process, seconds of computing on all threads."""
 
     read_nbytes: int
     write_nbytes: int
     memory: int
     seconds: float
     threads: int
+    piece: int = PIECE
 
 
-def memory(plan: Plan, threads: int) -> int:
-    """Bytes of working memory at the peak, above what the process holds before the work."""
-    return threads * max((_working_set(plan, step) for step in plan.steps), default=0)
+def memory(plan: Plan, threads: int, piece: int = PIECE) -> int:
+    """Resident bytes of this process at the peak, while it runs the plan; of PyTorch and of the plan itself too."""
+    return resident() + ROOM + (TORCH if _needs_torch(plan) else 0) + threads * _largest(plan, threads, piece)
 
 
-def estimate(plan: Plan, threads: int | None = None) -> Estimate:
-    """All figures; takes some milliseconds for each kind of step, since it runs a sample of each."""
-    threads = threads or default_threads()
+def portions(plan: Plan, threads: int, limit: int | None) -> tuple[int, int]:
+    """(threads, entries of a piece) with which running the plan takes no more than `limit` bytes of memory in all.
+
+    Smaller pieces first, then fewer threads; raises `PlaitError` when the least is too much.
+    """
+    if limit is None:
+        return threads, PIECE
+    tries = [(threads, piece) for piece in PIECES[:3]]
+    tries += [(fewer, PIECES[2]) for fewer in range(threads - 1, 0, -1)]
+    tries += [(1, piece) for piece in PIECES[3:]]
+    for count, piece in tries:
+        if memory(plan, count, piece) <= limit:
+            return count, piece
+    least = memory(plan, 1, PIECES[-1])
+    most = max(plan.steps, key=lambda step: _working_set(plan, step, PIECES[-1]))
+    raise PlaitError(
+        "this merge does not fit into that memory",
+        wanted=f"at least {math.ceil(least / 1e6)} MB, of which {most.name} needs "
+        f"{math.ceil(_working_set(plan, most, PIECES[-1]) / 1e6)} MB",
+        found=f"--max-memory of {limit / 1e6:.0f} MB",
+        do=f"allow {math.ceil(least / 1e6)}MB or more"
+        + (", or use a method that takes the matrices piece by piece" if _whole(most) else ""),
+    )
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no Linux: the most that it ever held
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+
+
+def estimate(plan: Plan, threads: int | None = None, limit: int | None = None) -> Estimate:
+    """All figures; takes some milliseconds for each kind of step, since it runs a sample of each.
+
+    Raises `PlaitError` where the plan cannot run in `limit` bytes of memory.
+    """
+    threads, piece = portions(plan, threads or default_threads(), limit)
+    held = memory(plan, threads, piece)
     groups: defaultdict[tuple[str | None, bool, tuple[str, ...]], list[Step]] = defaultdict(list)
     for step in plan.steps:
         codes = tuple(plan.spec_of(source).dtype for source in step.sources())
@@ -49,25 +103,64 @@ def estimate(plan: Plan, threads: int | None = None) -> Estimate:
         if method is not None and largest.spec.numel:
             sample, shape = _sample(plan, largest, codes)
             seconds += sum(sample * _growth(step, *shape) for step in steps)
-    return Estimate(plan.read_nbytes, plan.nbytes, memory(plan, threads), seconds / threads, threads)
+    return Estimate(plan.read_nbytes, plan.nbytes, held, seconds / threads, threads, piece)
 
 
-def _working_set(plan: Plan, step: Step) -> int:
-    views = [(plan.models[source.model].opened.checkpoint, source.name) for source in step.sources()]
-    return sum(held_nbytes(*view) for view in views) + _pieces(plan, step)
+def _largest(plan: Plan, threads: int, piece: int) -> int:
+    """The working set of the step that needs most; those of merges that are its inputs with it."""
+    inner = [_largest(nested, threads, PIECE) + 3 * 4 * PIECE for nested in plan.nested]
+    return max((_working_set(plan, step, piece) for step in _kinds(plan).values()), default=0) + sum(inner)
 
 
-def _pieces(plan: Plan, step: Step) -> int:
-    made = task(plan, step)
+def _kinds(plan: Plan) -> dict[tuple[object, ...], Step]:
+    """One step of each kind that the memory depends on: models have many layers and few kinds of tensors."""
+    kinds: dict[tuple[object, ...], Step] = {}
+    for step in plan.steps:
+        codes = [plan.spec_of(source).dtype for source in step.sources()]
+        held = sum(_held(plan, step))
+        way = (
+            (step.method.name, step.method.unit_of(step.params), step.method.takes_raw(step.params))
+            if step.method
+            else ()
+        )
+        kinds.setdefault((step.spec, way, _whole(step), *codes, held), step)
+    return kinds
+
+
+def _held(plan: Plan, step: Step) -> list[int]:
+    return [held_nbytes(plan.models[s.model].opened.checkpoint, s.name) for s in step.sources()]
+
+
+def _working_set(plan: Plan, step: Step, piece: int) -> int:
+    return sum(_held(plan, step)) + _pieces(plan, step, piece)
+
+
+def _needs_torch(plan: Plan) -> bool:
+    """Whether PyTorch will have to be loaded."""
+    if "torch" in sys.modules:
+        return False
+    if plan.nested or not all(isinstance(m.opened.checkpoint, SafetensorsFiles) for m in plan.models):
+        return True
+    return not all(task(plan, step, in_order=True).fused for step in _kinds(plan).values() if step.spec.numel)
+
+
+def _pieces(plan: Plan, step: Step, piece: int) -> int:
+    made = task(plan, step, in_order=True, piece=piece)
     columns = step.spec.matrix[1]
-    inputs = [DTYPES[plan.spec_of(source).dtype].bits // 8 for source in step.sources()]
-    if isinstance(made, Copy):
-        return min(step.spec.numel, max(PIECE, columns)) * sum(inputs)
+    inputs = [DTYPES[plan.spec_of(source).dtype].bits / 8 for source in step.sources()]
     start, stop = max(made.cuts(), key=lambda cut: cut[1] - cut[0], default=(0, 0))
+    entries = (stop - start) * columns
+    if isinstance(made, Copy):
+        return math.ceil(entries * sum(inputs))
+    out = DTYPES[made.dtype].bits / 8
+    if made.fused:
+        found_out = made.method.first is not None and made.method.gives == "entries"
+        rows = (24 * columns + min(fused.MEMO, step.spec.numel) * len(step.inputs)) if made.unit == "row" else 0
+        return math.ceil(entries * (sum(inputs) + out)) + rows + (SEARCH * len(step.inputs) if found_out else 0)
     wide = 8 if made.double else 4
     if _whole(step):  # decompositions work in float64, on copies
-        return (stop - start) * columns * (sum(inputs) + wide * len(inputs) + 8 * (3 * len(inputs) + WORKSPACE))
-    return (stop - start) * columns * (sum(inputs) + wide * (len(inputs) + WORKSPACE))
+        return math.ceil(entries * (sum(inputs) + wide * len(inputs) + 8 * (3 * len(inputs) + WORKSPACE)))
+    return math.ceil(entries * (sum(inputs) + wide * (len(inputs) + WORKSPACE)))
 
 
 def _whole(step: Step) -> bool:

@@ -1,6 +1,7 @@
-"""PyTorch, loaded when it is first used: planning, copying and most methods on the CPU do without it and start in a moment.
+"""PyTorch and numpy, loaded when they are first used: most merges do without one or both, and start in a moment.
 
-`from plait.lazy import Tensor, torch` stands where `import torch` would. `Tensor` is for annotations and `isinstance`.
+`from plait.lazy import Tensor, np, torch` stands where `import torch` and `import numpy as np` would. `Tensor` is for
+annotations and `isinstance`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+__all__ = ["Tensor", "np", "torch"]
+
 if TYPE_CHECKING:
+    import numpy as np
     import torch as torch
     from torch import Tensor as Tensor
 else:
@@ -19,6 +23,12 @@ else:
 
             return getattr(torch, name)
 
+    class _Numpy:
+        def __getattr__(self, name: str) -> Any:
+            import numpy
+
+            return getattr(numpy, name)
+
     class _AnyTensor(type):
         def __instancecheck__(cls, instance: object) -> bool:
             loaded = sys.modules.get("torch")
@@ -27,4 +37,4 @@ else:
     class Tensor(metaclass=_AnyTensor):
         """torch.Tensor, without loading it."""
 
-    torch = _Torch()
+    torch, np = _Torch(), _Numpy()

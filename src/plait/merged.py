@@ -84,6 +84,9 @@ class Merge:
         stream: bool = False,
         resume: bool = False,
         stage: str | None = None,
+        device: str | None = None,
+        multi_gpu: bool = False,
+        max_memory: int | None = None,
     ) -> Saved:
         """Write the model directory `out`: shards, index, config, tokenizer and side files, card, recipe, provenance.
 
@@ -92,6 +95,8 @@ class Merge:
         `stream`: the weights of models on the Hub are read from there in parts, and not kept on this disk.
         `resume` goes on where a merge into `out` stopped; raises `OutputError` when it was a merge of something else.
         `stage`: the name under which a later run may know it again (`plait.multi`).
+        `device`: where to compute, "cpu" by default, or "auto", "cuda", "cuda:1", "xpu", "mps"; with `multi_gpu` on all GPUs.
+        `max_memory`: bytes that this process may hold; raises `PlaitError` when that is too little.
         """
         return save(
             self.plan,
@@ -106,6 +111,9 @@ class Merge:
             stream=stream,
             resume=resume,
             stage=stage,
+            device=device,
+            multi_gpu=multi_gpu,
+            max_memory=max_memory,
         )
 
     def to_transformers(self) -> Any:

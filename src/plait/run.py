@@ -17,7 +17,9 @@ from typing import Any
 
 from plait.checkpoint.directory import SafetensorsFiles
 from plait.checkpoint.dtypes import torch_dtype
-from plait.compute import Copy, Reader, Stored, Stream, Task, gathered, stored
+from plait.compute import PIECE, Copy, Reader, Stored, Stream, Stretch, Task, gathered, stored
+from plait.device import PIECE as LARGE
+from plait.device import shared
 from plait.kernels import fused
 from plait.lazy import Tensor, torch
 from plait.ops.pieces import Pieces
@@ -26,7 +28,7 @@ from plait.plan import Input, Plan, Step
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 #: takes rows of an output tensor: (tensor's name, first row, piece or its bytes, which are lent)
-Sink = Callable[[str, int, Tensor | memoryview], None]
+Sink = Callable[[str, int, Tensor | memoryview | Stretch], None]
 #: is told the bytes of output that were done since the last call
 Progress = Callable[[int], None]
 
@@ -36,13 +38,18 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def task(plan: Plan, step: Step, in_order: bool = False) -> Task | Copy:
-    """What computes one step. `in_order`: its pieces will be asked for one after the other, which kernels need."""
+def task(
+    plan: Plan, step: Step, in_order: bool = False, *, piece: int = PIECE, device: str | None = None
+) -> Task | Copy:
+    """What computes one step, in pieces of so many entries where its method lets it, on the CPU or on `device`.
+
+    `in_order`: its pieces will be asked for one after the other, which kernels need.
+    """
     called = [f"{source.name} of {plan.models[source.model].ref}" for source in step.sources()]
     if step.method is None:
         readers = [_reader(plan, i) for i in step.inputs]
         lent = [_stored(plan, source, i) for i, source in enumerate(step.inputs)] if in_order else ()
-        return Copy(step.name, step.spec.shape, readers, called, step.spec.dtype, stored=lent)
+        return Copy(step.name, step.spec.shape, readers, called, step.spec.dtype, piece=4 * piece, stored=lent)
     codes = {plan.spec_of(source).dtype for source in step.sources()} | {step.spec.dtype}
     return Task(
         name=step.name,
@@ -54,6 +61,8 @@ def task(plan: Plan, step: Step, in_order: bool = False) -> Task | Copy:
         base=_reader(plan, step.base) if step.base else None,
         seed=plan.seed,
         double="F64" in codes,
+        piece=piece,
+        device=device,
         sources=called,
         depth=step.depth,
         survey=_survey(plan, step),
@@ -100,13 +109,23 @@ def _stored(plan: Plan, source: Input, number: int) -> Stored:
     if not isinstance(opened, SafetensorsFiles):
         return stored(plan.spec_of(source).dtype, _reader(plan, source))
 
+    extent = opened.extents[source.name]
+    stride, name = extent.spec.nbytes // max(1, extent.spec.matrix[0]), f"input {number}"
+
     def rows(row: int, stop: int) -> tuple[int, None]:
-        count, _ = opened.specs[source.name].matrix
-        buffer = fused.buffer(f"input {number}", opened.specs[source.name].nbytes // max(1, count) * (stop - row))
-        opened.read_into(source.name, (row, stop), buffer.view)
+        buffer = fused.buffer(name, stride * (stop - row))
+        opened.fill(extent.path, extent.offset + row * stride, buffer.view[: stride * (stop - row)])
         return buffer.address, None
 
-    return Stored(plan.spec_of(source).dtype, rows)
+    return Stored(extent.spec.dtype, rows, lambda row: (opened.file(extent.path), extent.offset + row * stride))
+
+
+def _ahead(plan: Plan, step: Step) -> None:
+    """Have the system fetch the beginning of what the step reads."""
+    for source in step.sources():
+        opened = plan.models[source.model].opened.checkpoint
+        if isinstance(opened, SafetensorsFiles):
+            opened.ahead(source.name)
 
 
 def run(
@@ -117,15 +136,24 @@ def run(
     check: bool = True,
     progress: Progress | None = None,
     skip: Collection[str] = (),
+    piece: int | None = None,
+    devices: tuple[str, ...] = (),
 ) -> None:
     """Compute every tensor of the plan, but those to `skip`, and hand its pieces to `sink`, which must be thread-safe.
 
-    `check`: stop at values that are not finite. The first error stops the rest and is raised.
+    `check`: stop at values that are not finite. The first error stops the rest and is raised. `piece`: entries worked on at once;
+    changes no bit. `devices`: the steps are shared among them, a thread or more for each; on the CPU by default.
     """
-    stop = threading.Event()
+    stop, place = threading.Event(), shared(devices)
+    size = piece or (LARGE if devices else PIECE)
+    threads = max(threads or default_threads(), len(devices))
 
-    def work(step: Step) -> None:
-        made = task(plan, step, in_order=True)
+    todo = [step for step in plan.steps if step.name not in skip]
+
+    def work(number: int, step: Step) -> None:
+        if number + threads < len(todo):
+            _ahead(plan, todo[number + threads])
+        made = task(plan, step, in_order=True, piece=size, device=place())
         files = all(
             isinstance(plan.models[source.model].opened.checkpoint, SafetensorsFiles) for source in step.sources()
         )
@@ -138,8 +166,8 @@ def run(
             if progress:
                 progress(piece.nbytes)
 
-    with workshop() as one_thread, ThreadPoolExecutor(threads or default_threads(), "plait") as pool:
-        futures = [pool.submit(work, step) for step in plan.steps if step.name not in skip]
+    with workshop() as one_thread, ThreadPoolExecutor(threads, "plait") as pool:
+        futures = [pool.submit(work, i, step) for i, step in enumerate(todo)]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:

@@ -16,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from plait.compute import Stretch
 from plait.errors import OutputError
 from plait.journal import Journal, Record, digest
 from plait.layout import Shard
@@ -88,6 +89,7 @@ class Writer:
         self._key, self._resume, self._force = key, resume, force
         self._files: dict[str, int] = {}
         self._place: dict[str, tuple[int, int]] = {}
+        self._strides = {name: spec.nbytes // (spec.matrix[0] or 1) for name, spec in specs.items()}
         self._begun: dict[str, Path] = {}  # shard -> where it lies until all are finished
         self._made: list[Path] = []
         self._states: dict[str, _State] = {}
@@ -135,15 +137,19 @@ class Writer:
             hashed = pool.map(lambda name: digest(*self._place[name], self._specs[name].nbytes), known)
             return {name: found for name, found in zip(known, hashed, strict=True) if found == recorded[name]}
 
-    def write(self, name: str, row: int, piece: Tensor | memoryview) -> None:
+    def write(self, name: str, row: int, piece: Tensor | memoryview | Stretch) -> None:
         """Put the rows of a tensor, from `row` on, in their place."""
         file, offset = self._place[name]
-        count, _ = self._specs[name].matrix
-        stride = self._specs[name].nbytes // count if count else 0
+        stride = self._strides[name]
         if isinstance(piece, Tensor):
             piece = memoryview(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        at = offset + row * stride
         try:
-            _write(file, piece, offset + row * stride)
+            if isinstance(piece, Stretch):
+                _copy(piece, file, at)
+                piece = piece.view
+            else:
+                _write(file, piece, at)
             if self._journal and self._journal.error:
                 raise self._journal.error
             self._account(name, row * stride, piece)
@@ -286,6 +292,23 @@ def _write(file: int, view: memoryview, offset: int) -> None:
     while view:
         done = os.pwrite(file, view, offset)
         view, offset = view[done:], offset + done
+
+
+def _copy(piece: Stretch, file: int, offset: int) -> None:
+    """Let the system copy from file to file: file systems that can share the blocks do. Where it cannot, write the bytes."""
+    done = 0
+    while done < piece.nbytes and hasattr(os, "copy_file_range"):
+        try:
+            got = os.copy_file_range(piece.file, file, piece.nbytes - done, piece.offset + done, offset + done)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM):
+                raise
+            break
+        if not got:  # the input ends here: it changed, which is told at the end
+            break
+        done += got
+    if done < piece.nbytes:
+        _write(file, piece.view[done:], offset + done)
 
 
 def _failed(out: Path, error: OSError) -> OutputError:

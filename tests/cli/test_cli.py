@@ -62,7 +62,7 @@ def broken(tmp_path: Path, recipe: Path) -> Path:
 
 #: every option of mergekit-yaml, in one of its spellings
 OLD = """--allow-crimes --unsafe-truncate-embeddings --transformers-cache {tmp}/cache --lora-merge-cache {tmp}/lora
---lora-merge-dtype float16 --cuda --device auto --low-cpu-memory --read-to-gpu --multi-gpu --gpu-rich --out-shard-size 2K
+--lora-merge-dtype float16 --device auto --low-cpu-memory --read-to-gpu --out-shard-size 2K
 --copy-tokenizer --clone-tensors --trust-remote-code --random-seed 3 --lazy-unpickle --write-model-card
 --safe-serialization -v -v --quiet -j 2 --async-write --write-threads 2"""
 NO = """--no-allow-crimes --no-unsafe-truncate-embeddings --no-cuda --no-low-cpu-memory --no-read-to-gpu --no-multi-gpu
@@ -78,6 +78,13 @@ def test_every_old_option(recipe: Path, tmp_path: Path) -> None:
     plait.merge(recipe, shard_size=2000).save(tmp_path / "plain")
     assert len(make.hashes(tmp_path / "out")) > 1
     assert make.hashes(tmp_path / "out") == make.hashes(tmp_path / "plain")
+
+
+def test_row_41_write_threads_ignored(call: Call, recipe: Path, tmp_path: Path) -> None:
+    """`--write-threads` is taken, and what writes instead is said."""
+    done = call("merge", recipe, tmp_path / "out", "--write-threads", "2")
+    assert done.code == 0
+    assert "note: --write-threads: the threads of --num-threads write what they compute" in done.err
 
 
 def test_every_old_negation(call: Call, recipe: Path, tmp_path: Path) -> None:

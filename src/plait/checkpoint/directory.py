@@ -24,6 +24,7 @@ from plait.types import TensorSpec
 _OTHERS = ("adapter_", "training_args", "optimizer", "scheduler", "rng_state", ".")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _SINGLE = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin", ".pt": "model.pt"}
+_AHEAD = 1 << 24  # bytes of a tensor that are fetched ahead
 _WEIGHTS = "*.safetensors, or *.bin / *.pt of torch.save"
 
 
@@ -179,18 +180,19 @@ class SafetensorsFiles:
 
     def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
         extent = self.extents[name]
-        return read_extent(extent.spec, rows, lambda at, view: self._fill(extent.path, extent.offset + at, view))
+        return read_extent(extent.spec, rows, lambda at, view: self.fill(extent.path, extent.offset + at, view))
 
     def read_into(self, name: str, rows: Rows, buffer: memoryview) -> int:
         """The stored bytes of some rows into the beginning of a writable buffer of bytes; returns how many these are."""
         extent = self.extents[name]
         row = extent.spec.nbytes // max(1, extent.spec.matrix[0])
         nbytes = (rows[1] - rows[0]) * row
-        self._fill(extent.path, extent.offset + rows[0] * row, buffer[:nbytes])
+        self.fill(extent.path, extent.offset + rows[0] * row, buffer[:nbytes])
         return nbytes
 
-    def _fill(self, path: Path, offset: int, view: memoryview) -> None:
-        file = self._descriptor(path)
+    def fill(self, path: Path, offset: int, view: memoryview) -> None:
+        """The bytes of one of the files, from `offset` on, into a writable buffer."""
+        file = self.file(path)
         while view:
             try:
                 got = os.preadv(file, [view], offset)
@@ -210,11 +212,21 @@ class SafetensorsFiles:
                 )
             view, offset = view[got:], offset + got
 
-    def _descriptor(self, path: Path) -> int:
+    def file(self, path: Path) -> int:
+        """The descriptor of one of the files, which is open until the checkpoint goes."""
+        if path in self._open:
+            return self._open[path]
         with self._lock:
             if path not in self._open:
                 self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             return self._open[path]
+
+    def ahead(self, name: str) -> None:
+        """Tell the system that a tensor will be read soon: it fetches what is not in its cache meanwhile."""
+        if hasattr(os, "posix_fadvise"):
+            extent = self.extents[name]
+            nbytes = min(extent.spec.nbytes, _AHEAD)
+            os.posix_fadvise(self.file(extent.path), extent.offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_open", {}).values():

@@ -110,6 +110,18 @@ def saving(function: F) -> F:
             click.option(
                 "-j", "--num-threads", type=click.IntRange(1), default=None, help="Threads.  [default: one a core]"
             ),
+            click.option(
+                "--max-memory",
+                type=Size(),
+                default=None,
+                help="Most memory that plait may hold, PyTorch included: 500MB.",
+            ),
+            click.option(
+                "--device", metavar="NAME", default=None, help="cpu, auto, cuda, cuda:1, xpu, mps.  [default: cpu]"
+            ),
+            click.option("--cuda/--no-cuda", help="As --device cuda."),
+            click.option("--multi-gpu/--no-multi-gpu", help="Share the tensors among all GPUs."),
+            click.option("--gpu-rich/--no-gpu-rich", help="As --cuda --multi-gpu."),
             click.option("-v", "--verbose", count=True, help="Say more."),
             click.option("--quiet/--no-quiet", help="Say nothing but errors."),
             click.option("--json", "as_json", is_flag=True, help="The closing facts as JSON."),
@@ -129,18 +141,17 @@ def saved_how(options: Mapping[str, Any]) -> dict[str, Any]:
         "hash_inputs": options["hash_inputs"],
         "allow_nonfinite": options["allow_nonfinite"],
         "stream": options["stream"],
+        "max_memory": options["max_memory"],
+        "device": options["device"] or ("cuda" if options["cuda"] or options["gpu_rich"] else None),
+        "multi_gpu": bool(options["multi_gpu"] or options["gpu_rich"]),
     }
 
 
 #: options of mergekit-yaml that have nothing left to do here: (spelling, takes a value)
 IDLE = (
     ("--lora-merge-cache", True),
-    ("--device", True),
-    ("--cuda/--no-cuda", False),
     ("--low-cpu-memory/--no-low-cpu-memory", False),
     ("--read-to-gpu/--no-read-to-gpu", False),
-    ("--multi-gpu/--no-multi-gpu", False),
-    ("--gpu-rich/--no-gpu-rich", False),
     ("--clone-tensors/--no-clone-tensors", False),
     ("--trust-remote-code/--no-trust-remote-code", False),
     ("--lazy-unpickle/--no-lazy-unpickle", False),
@@ -150,11 +161,8 @@ IDLE = (
 )
 #: of these, the ones whose absence a user would want to hear of
 TOLD = {
-    "device": "plait computes on the CPU",
-    "cuda": "plait computes on the CPU",
-    "multi_gpu": "plait computes on the CPU",
-    "gpu_rich": "plait computes on the CPU",
     "trust_remote_code": "no code of a model is ever run",
+    "write_threads": "the threads of --num-threads write what they compute",
 }
 
 

@@ -26,30 +26,34 @@ def greet(options: Mapping[str, Any]) -> None:
 
 def save(plan: Any, out: str, options: Mapping[str, Any], **more: Any) -> Any:
     """Write a plan to OUT under the options of `saving`; `more` is for `Merge.save`."""
-    from plait.estimate import memory
+    from plait.device import devices, refuse_limit
+    from plait.estimate import memory, portions
     from plait.merged import Merge
     from plait.run import default_threads
 
-    quiet = options["quiet"]
+    quiet, how = options["quiet"], saved_how(options)
+    places = devices(how["device"], how["multi_gpu"])
+    refuse_limit(places, how["max_memory"])
     _show.notes(plan.notes, quiet)
     if options["verbose"]:
         _show.notes(
             f"{len(d.names)} tensors of {plan.models[d.model].ref} are not in the output: {d.reason}"
             for d in plan.dropped
         )
-    threads = options["num_threads"] or default_threads()
+    threads, piece = portions(plan, options["num_threads"] or default_threads(), options["max_memory"])
     count = sum(bool(model.opened.files or model.opened.repo) for model in plan.models)
     if not quiet:
         click.echo(
             f"{plan.title} of {count} model{'s' * (count != 1)}: {len(plan.steps)} tensors, "
             f"reads {_show.size(plan.read_nbytes)}, writes {_show.size(plan.nbytes)} in {len(plan.shards)} "
-            f"shard{'s' * (len(plan.shards) > 1)}, holds {_show.size(memory(plan, threads))} besides PyTorch",
+            f"shard{'s' * (len(plan.shards) > 1)}, holds {_show.size(memory(plan, threads, piece))} in all"
+            + (f", computes on {', '.join(places)}" if places else ""),
             err=True,
         )
     _fetching(plan, options["stream"], quiet)
     weights = sum(spec.nbytes for spec in plan.specs.values())
     with _hint(out), _show.progress(weights, "merging", quiet) as tell:
-        saved = Merge(plan).save(out, progress=tell, **{**saved_how(options), "threads": threads, **more})
+        saved = Merge(plan).save(out, progress=tell, **{**how, "threads": threads, **more})
     if saved.untouched and not quiet:
         click.echo(f"{saved.out} holds this merge already, whole: every hash is right; nothing was written", err=True)
     elif saved.resumed and not quiet:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from plait.cli import _show
-from plait.cli._options import planning, prepared
+from plait.cli._options import Size, planning, prepared
 
 
 @click.command()
@@ -15,13 +15,14 @@ from plait.cli._options import planning, prepared
 @planning
 @click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
 @click.option("-j", "--num-threads", type=click.IntRange(1), default=None, help="Threads to estimate for.")
-def command(recipe: str, as_json: bool, num_threads: int | None, **options: Any) -> None:
+@click.option("--max-memory", type=Size(), default=None, help="Plan for so much memory, PyTorch included: 500MB.")
+def command(recipe: str, as_json: bool, num_threads: int | None, max_memory: int | None, **options: Any) -> None:
     """Show how RECIPE makes every output tensor: sources, method, parameters, shard; and bytes, memory, time."""
     from plait.estimate import estimate
     from plait.facts import plan_json, values
 
     plan = prepared(recipe, options)
-    cost = estimate(plan, num_threads)
+    cost = estimate(plan, num_threads, max_memory)
     if as_json:
         _show.emit_json(plan_json(plan, cost))
         return
@@ -41,7 +42,7 @@ def command(recipe: str, as_json: bool, num_threads: int | None, **options: Any)
     click.echo(
         f"{len(plan.steps)} tensors, {len(plan.shards)} shard{'s' * (len(plan.shards) > 1)}; "
         f"reads {_show.size(cost.read_nbytes)}, writes {_show.size(cost.write_nbytes)}, "
-        f"holds {_show.size(cost.memory)} of memory besides PyTorch; "
+        f"holds {_show.size(cost.memory)} of memory in all; "
         f"computing takes about {_show.seconds(cost.seconds)} on {cost.threads} threads (from a sample), "
         f"reading and writing what the disk needs"
     )

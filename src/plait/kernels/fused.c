@@ -5,6 +5,7 @@
  */
 #define MOST 16  /* inputs */
 #define STAGES 3 /* of an input */
+#define WORD 32  /* bits */
 #define INLINE static inline __attribute__((always_inline))
 
 enum { KEEP, CUT, DROP, SCALE, MASK };
@@ -50,29 +51,31 @@ INLINE void take(const void *data, int dtype, const float *restrict base, int64_
         for (int64_t i = 0; i < m; i++) out[i] -= base[i];
 }
 
-/* multiplies `to` by 1 where x is above the cutoff, by 0 elsewhere; or by 0 and 1 */
-INLINE void cut(const float *x, float *to, int64_t m, float value, int64_t *left, int inverse) {
+/* turns x into 1 where it is above the cutoff, 0 elsewhere; or 0 and 1. With `times`, multiplies x by that instead */
+INLINE void cut(float *x, int64_t m, float value, int64_t *left, int inverse, int times) {
     float yes = inverse ? 0.0f : 1.0f, no = 1.0f - yes;
     int32_t equal = 0;
     if (*left > 0)
         for (int64_t i = 0; i < m; i++) equal += fabsf(x[i]) == value;
     if (equal == 0)
-        for (int64_t i = 0; i < m; i++) to[i] *= fabsf(x[i]) > value ? yes : no;
+        for (int64_t i = 0; i < m; i++) x[i] = (times ? x[i] : 1.0f) * (fabsf(x[i]) > value ? yes : no);
     else if (equal <= *left) {
-        for (int64_t i = 0; i < m; i++) to[i] *= fabsf(x[i]) >= value ? yes : no;
+        for (int64_t i = 0; i < m; i++) x[i] = (times ? x[i] : 1.0f) * (fabsf(x[i]) >= value ? yes : no);
         *left -= equal;
     } else
         for (int64_t i = 0; i < m; i++) {
             float magnitude = fabsf(x[i]);
-            to[i] *= magnitude > value || (magnitude == value && *left > 0 && (*left)-- > 0) ? yes : no;
+            int above = magnitude > value || (magnitude == value && *left > 0 && (*left)-- > 0);
+            x[i] = (times ? x[i] : 1.0f) * (above ? yes : no);
         }
 }
 
-INLINE void stage(const Stage *s, float *restrict x, int64_t at, int64_t m) {
-    if (s->kind == KEEP || s->kind == CUT) {
-        float own[STRIP];
-        memcpy(own, x, (size_t)m * 4);
-        cut(own, x, m, s->value, s->left, s->kind == CUT);
+/* `scale` is that of a SCALE which follows; only DROP takes it over */
+INLINE void stage(const Stage *s, float scale, float *restrict x, int64_t at, int64_t m) {
+    if (s->kind == KEEP) {
+        cut(x, m, s->value, s->left, 0, 1);
+    } else if (s->kind == CUT) {
+        cut(x, m, s->value, s->left, 1, 1);
     } else if (s->kind == SCALE) {
         float factor = s->value;
         for (int64_t i = 0; i < m; i++) x[i] *= factor;
@@ -83,9 +86,10 @@ INLINE void stage(const Stage *s, float *restrict x, int64_t at, int64_t m) {
         double threshold = ceil((double)s->value * 0x1p24);
         uint32_t limit = threshold <= 0 ? 0 : (uint32_t)threshold << 8;
         uint32_t key1 = s->key1, key2 = s->key2, low = s->low + (uint32_t)at;
+        float yes = 1.0f * scale, no = 0.0f * scale; /* x * 0 * scale is x * (0 * scale), signs and NaN included */
         for (int64_t i = 0; i < m; i++) {
             uint32_t bits = scramble(scramble(low + (uint32_t)i + key1) + key2);
-            x[i] *= bits < limit ? 1.0f : 0.0f;
+            x[i] *= bits < limit ? yes : no;
         }
     }
 }
@@ -103,25 +107,45 @@ INLINE void bare(const Group *g, int j, const float *base, int64_t at, int64_t m
 }
 
 INLINE void staged(const Group *g, int j, int64_t at, int64_t m, float *restrict x) {
-    for (int s = 0; s < g->inputs[j].stages; s++) stage(g->inputs[j].stage + s, x, at, m);
+    const Input *in = g->inputs + j;
+    for (int s = 0; s < in->stages; s++) {
+        const Stage *own = in->stage + s;
+        int both = own->kind == DROP && s + 1 < in->stages && own[1].kind == SCALE;
+        stage(own, both ? own[1].value : 1.0f, x, at, m);
+        s += both;
+    }
 }
 
-/* over the inputs; 0 exactly where all are equal */
-INLINE void variance(int k, float (*x)[STRIP], int64_t m, float *restrict out) {
-    double mean[STRIP], sum[STRIP], models = k;
-    for (int64_t i = 0; i < m; i++) mean[i] = 0;
-    for (int j = 1; j < k; j++)
-        for (int64_t i = 0; i < m; i++) mean[i] += (double)x[j][i] - (double)x[0][i];
-    for (int64_t i = 0; i < m; i++) {
-        mean[i] /= models;
-        sum[i] = mean[i] * mean[i];
+/* A loop over entries whose inner loops over the inputs are unrolled for the usual numbers of inputs: all stays in registers. */
+#define FOR_COUNT(k, body)              \
+    switch (k) {                        \
+    case 1: body(1); break;             \
+    case 2: body(2); break;             \
+    case 3: body(3); break;             \
+    case 4: body(4); break;             \
+    default: body(k);                   \
     }
-    for (int j = 1; j < k; j++)
-        for (int64_t i = 0; i < m; i++) {
-            double d = (double)x[j][i] - (double)x[0][i] - mean[i];
-            sum[i] += d * d;
+
+/* over the inputs; 0 exactly where all are equal */
+INLINE void variance_of(int k, float (*x)[STRIP], int64_t m, float *restrict out) {
+    double models = k;
+    for (int64_t i = 0; i < m; i++) {
+        double mean = 0;
+        for (int j = 1; j < k; j++) mean += (double)x[j][i] - (double)x[0][i];
+        mean /= models;
+        double sum = mean * mean;
+        for (int j = 1; j < k; j++) {
+            double d = (double)x[j][i] - (double)x[0][i] - mean;
+            sum += d * d;
         }
-    for (int64_t i = 0; i < m; i++) out[i] = (float)(sum[i] / models);
+        out[i] = (float)(sum / models);
+    }
+}
+
+INLINE void variance(int k, float (*x)[STRIP], int64_t m, float *restrict out) {
+#define BODY(k) variance_of(k, x, m, out)
+    FOR_COUNT(k, BODY)
+#undef BODY
 }
 
 /* all inputs, as they take part */
@@ -132,10 +156,9 @@ INLINE void gather(const Group *g, int64_t at, int64_t m, float *base, float (*x
         staged(g, j, at, m, x[j]);
     }
     if (g->left) {
-        float apart[STRIP], chosen[STRIP];
-        variance(g->count, x, m, apart);
-        for (int64_t i = 0; i < m; i++) chosen[i] = 1;
-        cut(apart, chosen, m, g->value, g->left, 0);
+        float chosen[STRIP];
+        variance(g->count, x, m, chosen);
+        cut(chosen, m, g->value, g->left, 0, 0);
         for (int j = 0; j < g->count; j++)
             for (int64_t i = 0; i < m; i++) x[j][i] *= chosen[i];
     }
@@ -164,58 +187,71 @@ INLINE int put(const float *restrict x, void *out, int dtype, int64_t at, int64_
     return !odd;
 }
 
-INLINE void sum(int k, float (*x)[STRIP], const float *w, int64_t m, float *restrict out) {
-    float first = w[0];
-    for (int64_t i = 0; i < m; i++) out[i] = x[0][i] * first;
-    for (int j = 1; j < k; j++) {
-        float weight = w[j];
-        for (int64_t i = 0; i < m; i++) out[i] += x[j][i] * weight;
+INLINE void sum_of(int k, float (*x)[STRIP], const float *w, int64_t m, float *restrict out) {
+    for (int64_t i = 0; i < m; i++) {
+        float total = x[0][i] * w[0];
+        for (int j = 1; j < k; j++) total += x[j][i] * w[j];
+        out[i] = total;
     }
 }
 
-INLINE void elect(int k, float (*x)[STRIP], const float *w, int normalize, float scale, int64_t m, float *restrict out) {
-    float sign[STRIP], share[STRIP];
-    sum(k, x, w, m, sign);
+/* 1 or -1, as `x` has it; 0 counts as 1 */
+INLINE float sign_of(float x) { return bits_to_float(0x3F800000u | ((uint32_t)!(x >= 0) << 31)); }
+
+/* x unless it is negative; 0 then */
+INLINE float not_less(float x) { return bits_to_float(float_to_bits(x) & -(uint32_t)!(x < 0)); }
+
+/* weight where x is positive, 0 elsewhere */
+INLINE float share_of(float weight, float x) { return bits_to_float(float_to_bits(weight) & -(uint32_t)(x > 0)); }
+
+INLINE void elect_of(int k, int normalize, float (*x)[STRIP], const float *w, int64_t m, float *restrict out) {
     for (int64_t i = 0; i < m; i++) {
-        sign[i] = bits_to_float(0x3F800000u | ((uint32_t)!(sign[i] >= 0) << 31)); /* 1 or -1 */
-        out[i] = share[i] = 0;
-    }
-    for (int j = 0; j < k; j++) {
-        float weight = w[j];
-        for (int64_t i = 0; i < m; i++) {
-            float agrees = x[j][i] * weight * sign[i];
-            uint32_t not_less = -(uint32_t)!(agrees < 0), more = -(uint32_t)(agrees > 0);
-            out[i] += bits_to_float(float_to_bits(agrees) & not_less);
-            share[i] += bits_to_float(float_to_bits(weight) & more);
+        float total = x[0][i] * w[0];
+        for (int j = 1; j < k; j++) total += x[j][i] * w[j];
+        float sign = sign_of(total), merged = 0, share = 0;
+        for (int j = 0; j < k; j++) {
+            float agrees = x[j][i] * w[j] * sign;
+            merged += not_less(agrees);
+            if (normalize) share += share_of(w[j], agrees);
         }
+        if (normalize) merged /= share + (share == 0 ? 1.0f : 0.0f);
+        out[i] = merged * sign;
     }
-    if (normalize)
-        for (int64_t i = 0; i < m; i++) out[i] /= share[i] + (share[i] == 0 ? 1.0f : 0.0f);
-    for (int64_t i = 0; i < m; i++) out[i] *= sign[i];
+}
+
+/* the sign of the plain sum; a mean of the magnitudes that have it, weighted by w */
+INLINE void agree_of(int k, float (*x)[STRIP], const float *w, int64_t m, float *restrict out) {
+    for (int64_t i = 0; i < m; i++) {
+        float total = x[0][i];
+        for (int j = 1; j < k; j++) total += x[j][i];
+        float sign = sign_of(total), merged = 0, share = 0;
+        for (int j = 0; j < k; j++) {
+            float agrees = x[j][i] * sign;
+            merged += not_less(agrees) * w[j];
+            share += share_of(w[j], agrees);
+        }
+        out[i] = merged / (share < 1e-6f ? 1e-6f : share) * sign;
+    }
+}
+
+INLINE void sum(int k, float (*x)[STRIP], const float *w, int64_t m, float *restrict out) {
+#define BODY(k) sum_of(k, x, w, m, out)
+    FOR_COUNT(k, BODY)
+#undef BODY
+}
+
+INLINE void elect(int k, float (*x)[STRIP], const float *w, int normalize, float scale, int64_t m, float *restrict out) {
+#define BODY(k) normalize ? elect_of(k, 1, x, w, m, out) : elect_of(k, 0, x, w, m, out)
+    FOR_COUNT(k, BODY)
+#undef BODY
     if (scale != 1)
         for (int64_t i = 0; i < m; i++) out[i] *= scale;
 }
 
-/* the sign of the plain sum; a mean of the magnitudes that have it, weighted by w */
 INLINE void agree(int k, float (*x)[STRIP], const float *w, int64_t m, float *restrict out) {
-    float sign[STRIP], share[STRIP];
-    memcpy(sign, x[0], (size_t)m * 4);
-    for (int j = 1; j < k; j++)
-        for (int64_t i = 0; i < m; i++) sign[i] += x[j][i];
-    for (int64_t i = 0; i < m; i++) {
-        sign[i] = bits_to_float(0x3F800000u | ((uint32_t)!(sign[i] >= 0) << 31));
-        out[i] = share[i] = 0;
-    }
-    for (int j = 0; j < k; j++) {
-        float weight = w[j];
-        for (int64_t i = 0; i < m; i++) {
-            float agrees = x[j][i] * sign[i];
-            uint32_t not_less = -(uint32_t)!(agrees < 0), more = -(uint32_t)(agrees > 0);
-            out[i] += bits_to_float(float_to_bits(agrees) & not_less) * weight;
-            share[i] += bits_to_float(float_to_bits(weight) & more);
-        }
-    }
-    for (int64_t i = 0; i < m; i++) out[i] = out[i] / (share[i] < 1e-6f ? 1e-6f : share[i]) * sign[i];
+#define BODY(k) agree_of(k, x, w, m, out)
+    FOR_COUNT(k, BODY)
+#undef BODY
 }
 
 enum { SUM, ELECT, AGREE };
@@ -330,7 +366,7 @@ FAST void plait_select(const Group *g, Bracket *brackets, int count, int64_t n) 
                 variance(g->count, x, m, apart);
             else
                 of = x[b->input];
-            uint32_t off[STRIP], low = b->low, span = b->span, high = low + span;
+            uint32_t off[STRIP + WORD], low = b->low, span = b->span, high = low + span;
             int32_t above = 0, zeros = 0, inside = 0;
             for (int64_t i = 0; i < m; i++) {
                 uint32_t bits = float_to_bits(of[i]) & 0x7FFFFFFFu;
@@ -339,19 +375,19 @@ FAST void plait_select(const Group *g, Bracket *brackets, int count, int64_t n) 
                 off[i] = bits - low;
                 inside += bits - low < span;
             }
+            for (int64_t i = m; i % WORD; i++) off[i] = UINT32_MAX;
             b->above += above;
             b->zeros += zeros;
             if (!inside) continue;
-            int64_t i = 0;
-            for (; i + LANES <= m; i += LANES) {
-                uint32_t any = 0;
-                for (int l = 0; l < LANES; l++) any |= -(uint32_t)(off[i + l] < span);
-                if (any)
-                    for (int l = 0; l < LANES; l++)
-                        if (off[i + l] < span) b->counts[off[i + l] >> b->shift]++;
+            /* 32 at a time: mostly there is none among them */
+            for (int64_t i = 0; i < m; i += WORD) {
+                uint32_t found = 0;
+                for (int l = 0; l < WORD; l++) found |= (uint32_t)(off[i + l] < span) << l;
+                for (; found; found &= found - 1) {
+                    uint32_t place = off[i + __builtin_ctz(found)];
+                    b->counts[place >> b->shift]++;
+                }
             }
-            for (; i < m; i++)
-                if (off[i] < span) b->counts[off[i] >> b->shift]++;
         }
     }
 }

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from plait.lazy import np
 from plait.method import method, param
-from plait.ops.gram import gram
+from plait.ops.gram import gram, silently
 
-Matrix = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Params:
 
 
 @method(Params, first=gram, gives="coefficients", raw=True)
-@np.errstate(all="ignore")  # what is not finite stays so, and is told when it is written
+@silently
 def karcher(p: Params, products: Matrix) -> list[float]:
     if len(products) == 1:
         return [1.0]

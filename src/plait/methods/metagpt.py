@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from plait.lazy import np
 from plait.method import Survey, method, param
 from plait.ops.cutoff import Chain
 from plait.ops.gram import gram

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from plait.lazy import Tensor, torch
+from plait.lazy import Tensor, np, torch
 from plait.method import method, param
 from plait.ops.combine import weighted_sum
-from plait.ops.gram import gram
+from plait.ops.gram import gram, silently
 from plait.ops.pieces import Piece, Pieces
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Params:
     filter_wise: bool = param("Take each row as a vector, instead of the whole tensor.", default=False)
 
 
-@np.errstate(all="ignore")  # what is not finite stays so, and is told when it is written
+@silently
 def _share(products: NDArray[np.float64]) -> NDArray[np.float64]:
     """t / n, from inner products `[..., models, models]`."""
     n = products.shape[-1]

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from plait.lazy import np
 from plait.method import PerModel, method, param
-from plait.ops.gram import gram
+from plait.ops.gram import gram, silently
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Params:
 
 
 @method(Params, space="delta", base="optional", first=gram, gives="coefficients", raw=True)
-@np.errstate(all="ignore")  # what is not finite stays so, and is told when it is written
+@silently
 def multislerp(p: Params, products: NDArray[np.float64]) -> list[float]:
     if len(p.weight) == 1:
         return [1.0]

@@ -12,12 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from plait.lazy import Tensor, torch
+from plait.lazy import Tensor, np, torch
 from plait.method import PerModel, method, param
 from plait.ops.combine import weighted_sum
-from plait.ops.gram import gram
+from plait.ops.gram import gram, silently
 from plait.ops.pieces import Piece, Pieces, row_sums
 
 
@@ -42,7 +40,7 @@ def _first(pieces: Pieces, p: Params) -> list[float] | None:
     return [float(first), float(second)]
 
 
-@np.errstate(all="ignore")  # what is not finite stays so, and is told when it is written
+@silently
 def _on_the_arc(xp: Any, square1: Any, square2: Any, product: Any, p: Params) -> tuple[Any, Any]:
     """Coefficients of the two vectors, from their squared norms and inner product, float64 of any shape; `xp`: numpy or torch."""
     total = p.weight[0] + p.weight[1]

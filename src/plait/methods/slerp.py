@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from plait.lazy import np
 from plait.method import method, param
-from plait.ops.gram import gram
+from plait.ops.gram import gram, silently
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Params:
 
 
 @method(Params, base="required", inputs=(1, 1), first=gram, gives="coefficients", raw=True)
-@np.errstate(all="ignore")  # what is not finite stays so, and is told when it is written
+@silently
 def slerp(p: Params, products: NDArray[np.float64]) -> list[float]:
     norms = [n if n > 1e-8 else 1.0 for n in np.sqrt(products.diagonal()).tolist()]
     cosine = max(-1.0, min(1.0, float(products[0, 1]) / (norms[0] * norms[1])))

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from itertools import combinations_with_replacement
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from plait import kernels
 from plait.kernels import fused
-from plait.lazy import Tensor, torch
+from plait.lazy import Tensor, np, torch
 from plait.ops.pieces import Pieces, added, raw_sums, stored, total
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def silently(function: Callable[P, T]) -> Callable[P, T]:
+    """Without numpy's warnings: what is not finite stays so, and is told when it is written."""
+
+    @wraps(function)
+    def quiet(*args: P.args, **kwargs: P.kwargs) -> T:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return quiet
 
 
 def gram(pieces: Pieces, _params: object = None) -> NDArray[np.float64]:

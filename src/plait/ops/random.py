@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
+from functools import cache, lru_cache
 
 from plait import kernels
 from plait.lazy import Tensor, torch
@@ -35,6 +35,7 @@ def _scramble(x: Tensor, spare: Tensor) -> None:
     x ^= _shift(x, 15, spare)
 
 
+@lru_cache(1024)
 def keys(seed: int, tensor: str, model: int, high: int) -> tuple[int, int]:
     """The two keys of the numbers whose upper half is `high`."""
     key = hashlib.blake2b(f"{seed}\0{tensor}\0{model}\0{high}".encode(), digest_size=8).digest()

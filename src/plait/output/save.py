@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from plait.device import devices, refuse_limit
 from plait.errors import OutputError
+from plait.estimate import portions
 from plait.journal import HASH, NAME, refuse_leftover
 from plait.layout import index_json, index_name
 from plait.output.card import card, title
@@ -19,7 +21,7 @@ from plait.output.provenance import provenance
 from plait.output.sidefiles import clear, side_files
 from plait.output.whole import PROVENANCE, finished, json_text, refuse_other
 from plait.plan import Plan
-from plait.run import Progress, run
+from plait.run import Progress, default_threads, run
 from plait.writer import Writer, check_output, reserved
 
 
@@ -50,14 +52,21 @@ def save(
     stream: bool = False,
     resume: bool = False,
     stage: str | None = None,
+    device: str | None = None,
+    multi_gpu: bool = False,
+    max_memory: int | None = None,
 ) -> Saved:
     """Run the plan into the directory `out`; raises before any work where it can, and leaves no half-written model behind.
 
     Models on the Hub are brought into the cache first; with `stream` their weights are read from the Hub in parts. What a merge
     that stopped has finished for good stays in `out`, and `resume` goes on from there, or finds this very merge whole. A `stage`
-    of a merge in several is written under that name: with `resume` it is made anew where another of this name lies.
+    of a merge in several is written under that name: with `resume` it is made anew where another of this name lies. `device` and
+    `multi_gpu`: see `plait.device`; `max_memory`: bytes that the process may hold, with threads and pieces to suit.
     """
     begun = time.monotonic()
+    places = devices(device, multi_gpu)
+    refuse_limit(places, max_memory)
+    threads, piece = portions(plan, threads or default_threads(), max_memory)
     refuse_leftover(out, len(plan.steps), force, resume)
     begins = force or (resume and (out / NAME).exists())
     perhaps = resume and not begins and (out / PROVENANCE).is_file()  # this merge, whole
@@ -69,7 +78,12 @@ def save(
     beside = side_files(plan, copy_tokenizer)
     facts = {**provenance(plan, hash_inputs, beside.chat_template), "side_files": dict(beside.origins)}
     text = card(facts, title(out)) if write_card else None
-    choices = {"copy_tokenizer": copy_tokenizer, "write_card": write_card, "allow_nonfinite": allow_nonfinite}
+    choices: dict[str, object] = {
+        "copy_tokenizer": copy_tokenizer,
+        "write_card": write_card,
+        "allow_nonfinite": allow_nonfinite,
+    }
+    choices |= {"device": places[0].partition(":")[0]} if places else {}
     facts |= {"stage": stage} if stage is not None else {}
     facts |= {"options": {**options(plan), **choices}, "plan": digest(plan), "methods": own_methods(plan)}
     texts = _texts(plan)
@@ -90,7 +104,16 @@ def save(
         if progress:
             progress(sum(plan.specs[name].nbytes for name in writer.kept))
         try:
-            run(plan, writer.write, threads=threads, check=not allow_nonfinite, progress=progress, skip=writer.kept)
+            run(
+                plan,
+                writer.write,
+                threads=threads,
+                check=not allow_nonfinite,
+                progress=progress,
+                skip=writer.kept,
+                piece=None if places else piece,
+                devices=places,
+            )
         finally:
             writer.discard = True
             refuse_changed(before)  # which tells more than what came of it
