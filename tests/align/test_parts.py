@@ -354,3 +354,20 @@ def test_layers_of_different_widths(tmp_path: Path) -> None:
     stacked = plait.merge({"merge_method": "passthrough", "slices": ranges})
     assert stacked.config["intermediate_size"] == [16, 6, 6, 16]
     assert [stacked.specs[f"model.layers.{i}.mlp.up_proj.weight"].shape[0] for i in range(4)] == [16, 6, 6, 16]
+
+
+def test_row_33_fill_missing_params(tmp_path: Path) -> None:
+    """A part's tensors in a larger model, the rest of which stays: weight 1 for the part, 0 for the model, bit by bit."""
+    part, own = make.model(tmp_path / "part", 1), make.tensors(1)
+    whole = {f"language_model.{name}": x for name, x in make.tensors(0).items()}
+    whole |= {"vision_tower.patch_embedding.weight": torch.ones(4, 4), "projector.weight": torch.ones(8, 4)}
+    config = {"architectures": ["LlavaForConditionalGeneration"], "text_config": make.config(own)}
+    (tmp_path / "whole").mkdir()
+    save_file(whole, tmp_path / "whole" / "model.safetensors")
+    make.write_json(tmp_path / "whole" / "config.json", config)
+    models = [{"model": str(m), "parameters": {"weight": w}} for m, w in ((tmp_path / "whole", 0), (part, 1))]
+    recipe = {"merge_method": "linear", "base_model": str(tmp_path / "whole"), "models": models}
+    merge = plait.merge(recipe, allow_crimes=True)
+    assert set(merge.specs) == set(whole)
+    for name, x in whole.items():
+        assert torch.equal(merge.read(name), own.get(name.removeprefix("language_model."), x))

@@ -144,11 +144,16 @@ def test_idle_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             ["--merge", "{b}", "--merge", "{c}", "--method", "slerp", "--weight", "0.3"],
             {"parameters": {"t": 0.3}, "base_model": "{b}"},
         ),
+        (
+            ["--merge", "{b}", "--base-model", "{c}", "--method", "slerp", "--weight", "0.3", "--naive-count"],
+            {"parameters": {"t": 0.3}, "base_model": "{c}"},
+        ),
     ],
 )
 def test_row_34_legacy_flags(
     flags: list[str], wanted: dict, models: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
+def test_row_34_flags(flags: list[str], wanted: dict, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     """The flags of mergekit-legacy give a recipe that merges; a weight that is not given is 1."""
     names = dict(zip("abc", map(str, models), strict=True))
     code, text, _ = convert(capsys, *(flag.format(**names) for flag in flags))

@@ -122,6 +122,7 @@ def of_flags(
     tail = {"dtype": dtype} if dtype else {}
     if method == "slerp":
         weights = each.get("weight", ())
+        models = [*models, base] if base and len(models) == 1 and base not in models else models
         if len(models) != 2 or len(weights) != 1:
             found = f"{len(models)} models, {len(weights)} weights"
             raise RecipeError(
