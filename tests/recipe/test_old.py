@@ -150,9 +150,6 @@ def test_idle_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
-def test_row_34_legacy_flags(
-    flags: list[str], wanted: dict, models: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
 def test_row_34_flags(flags: list[str], wanted: dict, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     """The flags of mergekit-legacy give a recipe that merges; a weight that is not given is 1."""
     names = dict(zip("abc", map(str, models), strict=True))
