@@ -108,7 +108,7 @@ LAZY = {
     "huggingface_hub": {"checkpoint", "publish"},
     "gguf": {"checkpoint", "export"},
     "numpy": {"export", "lazy", "ops", "methods"},
-    "jinja2": {"output", "diff", "report"},
+    "jinja2": {"evaluate", "output", "diff", "report"},
     "transformers": {"merged", "demo"},
     "tokenizers": {"vocabulary"},
     "rich": {"cli", "demo"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from typing import Any
 import torch
 
 from plait.errors import ModelError, PlaitError
+
+TEMPLATE_SECONDS = 10.0  # that a chat template may take
 
 
 def require_transformers() -> None:
@@ -68,6 +72,29 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+class _Late(BaseException):  # nothing that a template's code catches
+    """A template took too long."""
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise `_Late` in what takes longer, where the system has timers and this is the thread that they reach."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: object) -> None:
+        raise _Late(f"no end after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def prompt_ids(tokenizer: Any, prompt: str, chat: bool = False) -> list[int]:
     """The tokens of a prompt; with `chat`, as the user's turn of a conversation, in the model's own template."""
     if not chat:
@@ -75,7 +102,27 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool = False) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError("a model has no chat template", wanted="one in its tokenizer", do="leave out --chat")
     turns = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    from jinja2 import TemplateError
+
+    try:
+        with _at_most(TEMPLATE_SECONDS):
+            text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except (
+        TemplateError,
+        ArithmeticError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        _Late,
+    ) as error:
+        raise ModelError(
+            "a model's chat template cannot be rendered",
+            wanted=f"the text of a conversation of one turn, within {TEMPLATE_SECONDS} s",
+            found=f"{type(error).__name__.strip('_')}: {error}"[:200],
+            do="leave out --chat, or mend the template",
+        ) from error
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
