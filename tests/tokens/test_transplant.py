@@ -205,6 +205,8 @@ def test_what_follows(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert (config["bos_token_id"], config["eos_token_id"]) == (donor["bos_token_id"], donor["eos_token_id"])
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (pair[1] / name).read_bytes()
+    provenance = read_json(tmp_path / "out" / "plait_provenance.json")
+    assert [model["roles"] for model in provenance["models"]] == [["merged", "base", "config"], ["tokenizer"]]
     assert "plait tokens transplant" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 

@@ -17,6 +17,7 @@ from plait.output.depths import stacking, values
 from plait.output.hashes import fingerprint, sha256
 from plait.output.inputs import on_the_hub
 from plait.output.parents import stated
+from plait.output.sidefiles import tokenizer_donor
 from plait.plan import Plan
 from plait.types import DTYPES
 
@@ -65,6 +66,8 @@ def provenance(plan: Plan, hash_inputs: bool = False, chat_template: bool = Fals
 def _model(plan: Plan, index: int, hash_inputs: bool) -> Mapping[str, Any]:
     opened = plan.models[index].opened
     roles = (["base"] if opened.ref == plan.recipe.base else []) + (["config"] if index == plan.donor else [])
+    if index == tokenizer_donor(plan) != plan.donor:
+        roles.append("tokenizer")
     inside = [m.ref for inner in plan.nested for m in inner.models] if plan.made else []
     merged = opened.ref in inside or any(source.model == index for step in plan.steps for source in step.inputs)
     return {
