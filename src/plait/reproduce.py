@@ -65,6 +65,9 @@ def reproduce(
     folder = Path(out).expanduser()
     facts = read_facts(folder)
     options = _options(folder, facts)
+    if not (command := str(facts.get("command", "plait merge"))).startswith("plait merge"):
+        what, do = f"{folder} was made by '{facts['method']}', which is not done again by itself", f"run: {command}"
+        raise ModelError(what, wanted="a merge of a recipe", found=str(facts["method"]), do=do)
     recipe = folder / "plait_config.yml"
     if not recipe.is_file() or recipe.read_text("utf-8", errors="replace") != facts["recipe"]:
         raise ModelError(

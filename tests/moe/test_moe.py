@@ -289,6 +289,10 @@ def test_command(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtu
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "`plait moe plait_config.yml OUT --random-seed 0`" in card
     assert str(models[3]) in card
+    with pytest.raises(SystemExit) as code:
+        main(["reproduce", str(tmp_path / "out")])
+    assert code.value.code == 2
+    assert "run: plait moe plait_config.yml OUT" in capsys.readouterr().err
     assert "router" not in card.split("## How")[0]
 
 
