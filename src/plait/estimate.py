@@ -8,6 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import cast
 
 from plait.checkpoint import held_nbytes
 from plait.checkpoint.directory import SafetensorsFiles
@@ -114,6 +115,8 @@ def _largest(plan: Plan, threads: int, piece: int) -> int:
 
 def _kinds(plan: Plan) -> dict[tuple[object, ...], Step]:
     """One step of each kind that the memory depends on: models have many layers and few kinds of tensors."""
+    if "kinds" in plan.memo:
+        return cast(dict[tuple[object, ...], Step], plan.memo["kinds"])
     kinds: dict[tuple[object, ...], Step] = {}
     for step in plan.steps:
         codes = [plan.spec_of(source).dtype for source in step.sources()]
@@ -124,6 +127,7 @@ def _kinds(plan: Plan) -> dict[tuple[object, ...], Step]:
             else ()
         )
         kinds.setdefault((step.spec, way, _whole(step), *codes, held), step)
+    plan.memo["kinds"] = kinds
     return kinds
 
 
