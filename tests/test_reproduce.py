@@ -85,15 +85,18 @@ def test_another_version(models: list[Path], tmp_path: Path) -> None:
 
 
 def test_where_the_recipe_lay(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Relative paths start where the recipe lay, if that is said; without it the way to say it is told."""
+    """Relative paths start where the recipe lay; when it is no longer there the way to say where is told."""
     (tmp_path / "recipes").mkdir()
     recipe = make.write_json(tmp_path / "recipes" / "r.yml", make.recipe("linear", "../a", "../b"))
     out = plait.merge(recipe).save(tmp_path / "deep" / "er" / "out").out
+    assert reproduce(out).same
     assert reproduce(out, relative_to=tmp_path / "recipes").same
+    recipe.write_text("{}")
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", str(out)])
     assert ended.value.code == 2
     assert "--relative-to" in capsys.readouterr().err
+    assert reproduce(out, relative_to=tmp_path / "recipes").same
 
 
 def test_stages_and_nested(models: list[Path], tmp_path: Path) -> None:

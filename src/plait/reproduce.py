@@ -14,7 +14,7 @@ from plait.errors import ModelError
 from plait.merged import Merge
 from plait.output.card import read_facts
 from plait.output.hashes import sha256
-from plait.output.whole import PROVENANCE, differences, listed, tensor_hashes
+from plait.output.whole import PROVENANCE, differences, listed, recipe_in_place, tensor_hashes
 from plait.prepare import prepare
 from plait.run import Progress
 
@@ -58,7 +58,8 @@ def reproduce(
 ) -> Reproduced:
     """Make the merge in `out` again, in `into` or in a temporary folder beside `out`, and compare all but the card.
 
-    `relative_to`: where the recipe lay, for its relative paths; those that start at the current directory are found first.
+    `relative_to`: where the recipe lay, for its relative paths, if it is no longer there; those that start at the current
+    directory are found first.
     Models on the Hub are taken at the commits of then. Raises `ModelError` where `out` does not say enough, and what a merge
     raises.
     """
@@ -78,7 +79,7 @@ def reproduce(
         )
     before = tensor_hashes(folder)
     plan = prepare(
-        recipe,
+        recipe if relative_to else recipe_in_place(folder, facts) or recipe,
         seed=facts["seed"],
         cache=cache,
         relative_to=Path(relative_to) if relative_to else None,

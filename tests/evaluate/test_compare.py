@@ -224,7 +224,7 @@ def test_scores_into_the_card(
     assert code == 0
     assert "scores are in" in err
     card, scores = (out / "README.md").read_text(), json.loads((out / "plait_scores.json").read_text())
-    assert f"**{scores['scores'][0]['value']:.4g}**" in card
+    assert f"**{scores['scores'][0]['value']:.3f}**" in card
     assert "model-index:" in card
     assert scores["parents"] == ["base"]
     assert (base / "README.md").read_text() == cards

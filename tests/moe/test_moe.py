@@ -281,7 +281,7 @@ def test_command(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtu
     config = tmp_path / "moe.yml"
     config.write_text(yaml.safe_dump(asked(models)), "utf-8")
     with pytest.raises(SystemExit) as code:
-        main(["moe", str(config), str(tmp_path / "out"), "--load-in-4bit", "--cuda", "--json"])
+        main(["moe", str(config), str(tmp_path / "out"), "--load-in-4bit", "--no-cuda", "--json"])
     assert code.value.code == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["architecture"] == "MixtralForCausalLM"

@@ -507,7 +507,8 @@ def test_hint(kill: signal.Signals, tmp_path: Path) -> None:
     models = [make.model(tmp_path / str(i), i, hidden=256, vocab=20_000) for i in range(3)]
     recipe = make.recipe("della", *models[1:], base=models[0], parameters={"weight": 1.0, "density": 0.5})
     path, out = make.write_json(tmp_path / "recipe.yml", recipe), tmp_path / "out"
-    command = [sys.executable, "-m", "plait", "merge", str(path), str(out), "-j", "1"]
+    often = "import plait.journal; from plait.cli import main; plait.journal.INTERVAL = 0.01; main()"
+    command = [sys.executable, "-c", often, "merge", str(path), str(out), "-j", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
         until = time.monotonic() + 60
         while not ((record := read(out / NAME)) and record.tensors) and time.monotonic() < until:

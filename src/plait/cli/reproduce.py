@@ -18,7 +18,7 @@ from plait.cli import _show
     type=click.Path(),
     default=None,
     metavar="FOLDER",
-    help="Where the recipe lay, if its paths start there.",
+    help="Where the recipe lay, if its paths start there and it is no longer there.",
 )
 @click.option("--load", "loads", multiple=True, type=click.Path(), help="A Python file with methods of your own.")
 @click.option("--transformers-cache", "cache", type=click.Path(), default=None, help="Folder of downloaded models.")

@@ -60,6 +60,16 @@ def refuse_other(out: Path, stage: str) -> None:
         )
 
 
+def recipe_in_place(folder: Path, facts: Mapping[str, Any]) -> Path | None:
+    """The recipe in its first place, where the paths in it hold, if it is there and still says what it said."""
+    named = facts.get("recipe_file")
+    file = folder / named if isinstance(named, str) else None
+    try:
+        return file if file and file.read_text("utf-8").strip() == str(facts.get("recipe")).strip() else None
+    except (OSError, ValueError):
+        return None
+
+
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What of two provenances differs, of all that decides the bytes."""
     return changes(*({key: _plain(key, facts.get(key)) for key in _DECIDES} for facts in (then, now)))

@@ -14,13 +14,13 @@ from plait.checkpoint.directory import read_json
 from plait.diff.sides import Side, open_side, open_sides, short
 from plait.errors import ModelError, Problems
 from plait.output.provenance import together
+from plait.output.whole import PROVENANCE, recipe_in_place
 from plait.plan import Input, Plan
 from plait.prepare import prepare
 from plait.types import TensorSpec
 
 #: where a merge keeps its recipe: plait's, and mergekit's
 RECIPES = ("plait_config.yml", "mergekit_config.yml")
-PROVENANCE = "plait_provenance.json"
 
 
 class Gathered:
@@ -83,7 +83,7 @@ def trace(
             found="neither" if folder.is_dir() else "no such folder",
             do="name the recipe with --recipe, or the parents with --against, the base first",
         )
-    source = Path(recipe) if recipe else _first(folder, recorded) or beside
+    source = Path(recipe) if recipe else recipe_in_place(folder, recorded) or beside
     assert source
     try:
         plan = prepare(source, cache=cache, **_options(recorded))
@@ -100,16 +100,6 @@ def trace(
     named = open_side(str(folder), folder.resolve().name, cache)
     sides, notes = _sides(named, plan)
     return Origin(sides, plan, recorded, (*notes, *_moved(plan, recorded)))
-
-
-def _first(folder: Path, recorded: Mapping[str, Any]) -> Path | None:
-    """The recipe in its first place, where the paths in it hold, if it is there and still the same."""
-    named = recorded.get("recipe_file")
-    file = folder / named if isinstance(named, str) else None
-    try:
-        return file if file and file.read_text("utf-8").strip() == str(recorded.get("recipe")).strip() else None
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def _options(recorded: Mapping[str, Any]) -> dict[str, Any]:
