@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := .venv/.ready
 PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test test-eval test-gguf check format docs bench clean
+.PHONY: demo test test-eval test-long fuzz check format docs bench clean
 
 demo: $(SETUP)  # the whole story on the bundled models
 	$(BIN)/plait demo
@@ -16,10 +16,6 @@ test: $(SETUP)  # every test
 test-eval: $(SETUP)  # lm-eval's tasks, for which lm-eval is installed (0.6 GB)
 	$(PIP) -e '.[dev,eval]'
 	$(BIN)/pytest tests/evaluate
-
-test-gguf: $(SETUP)  # exported models in llama.cpp, for which xllamacpp is installed (0.1 GB)
-	$(PIP) xllamacpp
-	$(BIN)/pytest tests/export
 
 test-long: $(SETUP)  # merges killed at 400 points, each resumed and compared
 	rm -rf build/interrupt && mkdir -p build/interrupt
