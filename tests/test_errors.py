@@ -141,6 +141,17 @@ def test_mistakes(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert said in PAGE, "docs/errors.md does not tell of it"
 
 
+def test_a_class_that_is_given_mends_one_that_is_odd(folder: Path) -> None:
+    """`override_architecture` does for a config whose `architectures` is odd what the message says."""
+    config(architectures=[3])(folder / "b")
+    named = {"model": {"path": str(folder / "b")}, "override_architecture": "LlamaForCausalLM"}
+    make.write_json(folder / "recipe.yml", make.recipe("linear", folder / "a") | {"models": [{"model": named}]})
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", str(folder / "recipe.yml"), str(folder / "out"), "--quiet"])
+    assert ended.value.code == 0
+    assert json.loads((folder / "out" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
 def test_the_page_has_words_of_messages() -> None:
     """Every message that the page's table quotes is one that plait's code has."""
     code = " ".join(path.read_text("utf-8") for path in (Path(__file__).parents[1] / "src" / "plait").rglob("*.py"))

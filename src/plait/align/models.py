@@ -99,7 +99,13 @@ def _asked_for(recipe: Recipe, models: Sequence[Model], reference: Model) -> Ite
                     f"{source.model} has no {module.name}",
                     f"leave it out of the module's models: {having} have it",
                 )
-                yield PlanError(what, wanted=f"{len(wanted)} tensors such as {wanted[0]}", do=do, where=source.where)
+                yield PlanError(
+                    what,
+                    wanted=f"{len(wanted)} tensors such as {wanted[0]}",
+                    found="none of them",
+                    do=do,
+                    where=source.where,
+                )
 
 
 def _in_layout(model: Model, kind: str, notes: dict[str, None]) -> Model:

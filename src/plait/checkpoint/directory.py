@@ -46,17 +46,29 @@ def read_json(path: Path, limit: int = 64_000_000) -> dict[str, Any]:
     """A JSON object from a model directory; `ModelError` for anything else. `limit`: largest file, bytes."""
     try:
         if path.stat().st_size > limit:
-            raise ModelError(f"{path} is too large", wanted=f"at most {limit} bytes", found=f"{path.stat().st_size}")
+            raise ModelError(
+                f"{path} is too large",
+                wanted=f"at most {limit} bytes",
+                found=f"{path.stat().st_size}",
+                do="check what the file is; download or copy it again",
+            )
         text = path.read_text("utf-8")
         data = json.loads(text)
         if _HALF.search(text):
             json.dumps(data, ensure_ascii=False).encode("utf-8")  # half a character cannot be written again
     except OSError as error:
-        raise ModelError(f"{path} cannot be read", found=str(error.strerror)) from error
+        raise ModelError(
+            f"{path} cannot be read", found=str(error.strerror), do="check that the file exists and may be read"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON", found=str(error), do="download or copy the file again") from error
     if not isinstance(data, dict):
-        raise ModelError(f"{path} does not hold a JSON object", wanted="{…}", found=type(data).__name__)
+        raise ModelError(
+            f"{path} does not hold a JSON object",
+            wanted="{…}",
+            found=type(data).__name__,
+            do="download or copy the file again",
+        )
     return data
 
 
@@ -102,13 +114,28 @@ def _indexed(folder: Path, index: Path, listed: Collection[str]) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         found = f"weight_map: {str(weight_map)[:80]}"
-        raise ModelError(f"{index} has no weight_map", wanted="weight_map: {tensor: file}", found=found)
+        raise ModelError(
+            f"{index} has no weight_map",
+            wanted="weight_map: {tensor: file}",
+            found=found,
+            do="download or copy the index again",
+        )
     if not weight_map:
-        raise ModelError(f"{index} names no tensor", wanted="weight_map: {tensor: file}", found="weight_map: {}")
+        raise ModelError(
+            f"{index} names no tensor",
+            wanted="weight_map: {tensor: file}",
+            found="weight_map: {}",
+            do="download or copy the index again",
+        )
     names = list(dict.fromkeys(weight_map.values()))
     for name in names:
         if name != os.path.basename(name) or name in ("", ".", "..") or not name.isprintable():
-            raise ModelError(f"{index} names a file outside its folder", wanted="file names", found=ascii(name[:80]))
+            raise ModelError(
+                f"{index} names a file outside its folder",
+                wanted="file names",
+                found=ascii(name[:80]),
+                do="get the model elsewhere",
+            )
     missing = [name for name in names if name not in listed]
     if missing:
         raise ModelError(

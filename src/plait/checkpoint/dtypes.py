@@ -25,7 +25,12 @@ def code_of(dtype: torch.dtype) -> str:
     """The safetensors code of a torch dtype; `ModelError` for quantised and other exotic ones."""
     name = str(dtype).removeprefix("torch.")
     if name not in CODES:
-        raise ModelError(f"tensors of {dtype} cannot be read", wanted="a dtype such as bfloat16", found=str(dtype))
+        raise ModelError(
+            f"tensors of {dtype} cannot be read",
+            wanted="a dtype such as bfloat16",
+            found=str(dtype),
+            do="save the tensors again in such a dtype",
+        )
     return CODES[name]
 
 

@@ -41,7 +41,11 @@ class PickledFiles:
         for path in files:
             for name, tensor in _load(path).items():
                 if name in self._tensors:
-                    raise ModelError(f"the tensor {name!r} is in two files", found=f"again in {path.name}")
+                    raise ModelError(
+                        f"the tensor {name!r} is in two files",
+                        found=f"again in {path.name}",
+                        do="remove the file that does not belong to the model",
+                    )
                 self._tensors[name] = tensor
         self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor) for name, tensor in self._tensors.items()}
 
@@ -123,5 +127,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"{path} holds no state dict", wanted="{name: tensor}", found=type(data).__name__, do=_CONVERT)
     stray = [ascii(name)[:80] for name, value in data.items() if not (_named(name) and _plain(value))]
     if stray:
-        raise ModelError(f"{path} holds more than plain tensors", found=", ".join(stray[:4]), do=_CONVERT)
+        raise ModelError(
+            f"{path} holds more than plain tensors", wanted="{name: tensor}", found=", ".join(stray[:4]), do=_CONVERT
+        )
     return data

@@ -52,6 +52,7 @@ class Pieced:
                     f"{name} cannot be put together",
                     wanted=f"{rows} rows of {columns} in {made.spec.dtype}",
                     found=", ".join(sorted({f"{r.source}: {s}" for r, s in zip(made.runs, found, strict=True)})[:4]),
+                    do="save the model again with these tensors in one dtype and of sizes that fit together",
                 )
         self.specs: Mapping[str, TensorSpec] = {
             name: made.spec if made else inner.specs[name] for name, made in tensors.items()

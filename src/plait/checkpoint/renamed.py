@@ -25,7 +25,12 @@ class Renamed:
         if len(self._old) < len(inner.specs):
             twice = next(new for name in inner.specs if self._old[new := names.get(name, name)] != name)
             found = ", ".join(name for name in inner.specs if names.get(name, name) == twice)
-            raise ModelError(f"two tensors would be called {twice}", wanted="one", found=found)
+            raise ModelError(
+                f"two tensors would be called {twice}",
+                wanted="one",
+                found=found,
+                do="remove the one that the model does not use",
+            )
         self.specs: Mapping[str, TensorSpec] = {new: inner.specs[old] for new, old in self._old.items()}
         self.home: Mapping[str, str] = {new: home(inner, old) for new, old in self._old.items()}
 

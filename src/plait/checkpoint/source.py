@@ -95,9 +95,12 @@ def open_model(
         return Opened(ref, None, None, weights, getattr(weights, "files", (folder,)))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     classes = config.get("architectures") or []
-    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+    if not ref.architecture and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise ModelError(
-            f"{folder / 'config.json'} names no class", wanted='"architectures": ["…"]', found=str(classes)[:80]
+            f"{folder / 'config.json'} names no class",
+            wanted='"architectures": ["…"]',
+            found=str(classes)[:80],
+            do="mend it, or name the class with override_architecture",
         )
     if ref.architecture:
         config = {**config, "architectures": [ref.architecture]}

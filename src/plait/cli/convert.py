@@ -35,7 +35,10 @@ def command(file: str | None, models: tuple[str, ...], out: str | None, as_json:
 
     if bool(file) == bool(models):
         raise RecipeError(
-            "there is nothing to convert", wanted="a file, or --merge", found="both" if file else "neither"
+            f"{file} and --merge contradict each other" if file else "there is nothing to convert",
+            wanted="a file, or --merge",
+            found="both" if file else "neither",
+            do="leave one of them out" if file else "give one of them",
         )
     made, notes = _from_file(file) if file else (_from_flags(models, flags), [])
     raise_all(problems(load(made))[0])
@@ -45,7 +48,11 @@ def command(file: str | None, models: tuple[str, ...], out: str | None, as_json:
         try:
             Path(out).write_text(text, "utf-8")
         except OSError as error:
-            raise OutputError(f"{out} cannot be written", found=str(error.strerror)) from error
+            raise OutputError(
+                f"{out} cannot be written",
+                found=str(error.strerror),
+                do="name a file in a folder that is there and can be written to",
+            ) from error
     elif as_json:
         _show.emit_json(made)
     else:
@@ -62,7 +69,12 @@ def _from_file(file: str) -> tuple[dict[str, Any], list[str]]:
     documents = document.parse(text, path or file)
     if len(documents) != 1:
         found = f"{len(documents)} documents"
-        raise RecipeError(f"{file} holds no single recipe", wanted="one document", found=found)
+        raise RecipeError(
+            f"{file} holds no single recipe",
+            wanted="one document",
+            found=found,
+            do="give each recipe a file of its own",
+        )
     return modern(document.plain(documents[0]) if "layer_slices" not in (documents[0] or {}) else documents[0])
 
 
@@ -75,7 +87,10 @@ def _from_flags(models: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any
     method = registry().get(name)
     if method is None:
         guess = nearest(name, registry())
-        raise RecipeError(f"there is no method {name!r}", do=f"did you mean {guess}?" if guess else None)
+        raise RecipeError(
+            f"there is no method {name!r}",
+            do=f"did you mean {guess}?" if guess else "name one of those that 'plait methods' lists",
+        )
     known = {p.name for p in method.parameters} | set(method.idle)
     each = {"weight": flags["weight"], "density": flags["density"]}
     shared = {"normalize": flags["normalize"], "int8_mask": flags["int8_mask"] or None}

@@ -206,4 +206,9 @@ def _one_each(adapters: Sequence[str], weights: Sequence[float]) -> None:
 
     if weights and len(weights) not in (1, len(adapters)):
         found = f"{len(adapters)} adapters, {len(weights)} weights"
-        raise PlaitError("each adapter needs its weight", wanted="-w once, or once for each adapter", found=found)
+        raise PlaitError(
+            "each adapter needs its weight",
+            wanted="-w once, or once for each adapter",
+            found=found,
+            do="add the weights that are missing, or leave out those that are too many",
+        )

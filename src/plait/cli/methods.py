@@ -34,7 +34,7 @@ def command(name: str | None, as_json: bool, files: tuple[str, ...], checked: tu
             f"there is no merge method or brick {name!r}",
             wanted=", ".join(methods),
             found=name,
-            do=f"did you mean {guess}?" if guess else None,
+            do=f"did you mean {guess}?" if guess else "write one of them",
         )
     if as_json:
         _show.emit_json(_facts(methods[name]) if name else [_facts(m) for m in methods.values()])

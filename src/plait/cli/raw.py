@@ -28,7 +28,9 @@ def command(recipe: str, out: str, common: bool, union: bool, **options: Any) ->
     from plait.errors import PlaitError
 
     if common and union:
-        raise PlaitError("-i and -u contradict each other", wanted="one of them", found="both")
+        raise PlaitError(
+            "-i and -u contradict each other", wanted="one of them", found="both", do="leave one of them out"
+        )
     _work.greet(options)
     how = planned_how(options)
     parts = raw.prepare(

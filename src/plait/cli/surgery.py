@@ -100,7 +100,12 @@ def shuffle(
 
     if weights and len(weights) != len(models):
         found = f"{len(models)} models, {len(weights)} weights"
-        raise PlaitError("each model needs its weight", wanted="-w once for each -m", found=found)
+        raise PlaitError(
+            "each model needs its weight",
+            wanted="-w once for each -m",
+            found=found,
+            do=f"give {len(models)} of them, or none",
+        )
     shares = weights or (1.0,) * len(models)
     _finish(models, lambda count: shuffle(count, shares, random_seed, full_random), out, options)
 
@@ -125,10 +130,20 @@ def prune(model: str, count: int, out: str | None, text: str | None, **options: 
     opened = front.inspect(model, cache=options["cache"])
     layers = depth([opened])
     if count >= layers:
-        raise PlaitError("no layer is left", wanted=f"at most {layers - 1} layers to drop", found=str(count))
+        raise PlaitError(
+            "no layer is left",
+            wanted=f"at most {layers - 1} layers to drop",
+            found=str(count),
+            do="give a smaller COUNT",
+        )
     if text:
         if opened.opened.folder is None:
-            raise PlaitError(f"{model} cannot be run", wanted="a model directory", found="a file of weights")
+            raise PlaitError(
+                f"{model} cannot be run",
+                wanted="a model directory",
+                found="a file of weights",
+                do="name the directory, or leave out --text",
+            )
         angles = by_text(opened.opened.folder, Path(text).read_text("utf-8", errors="replace"), count)
         at = angles.index(min(angles))
         gone, told = list(range(at, at + count)), f"angle {angles[at]:.3f} of {min(angles):.3f} to {max(angles):.3f}"
@@ -162,7 +177,11 @@ def _finish(
         try:
             Path(options["write_yaml"]).write_text(text, "utf-8")
         except OSError as error:
-            raise OutputError(f"{options['write_yaml']} cannot be written", found=str(error.strerror)) from error
+            raise OutputError(
+                f"{options['write_yaml']} cannot be written",
+                found=str(error.strerror),
+                do="name a file in a folder that is there and can be written to",
+            ) from error
     _show.notes(merge.plan.notes)
     if out and not options["dry_run"]:
         saved = merge.save(out, force=options["force"])

@@ -123,6 +123,7 @@ def unpack(out: Path) -> Path:
         raise OutputError(
             f"{out} is not a directory of the demo",
             wanted="a new or empty directory",
+            found="other files" if out.is_dir() else "a file",
             do="choose another one: --out DIR",
         )
     try:

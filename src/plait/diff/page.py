@@ -37,7 +37,11 @@ def put(text: str, path: str | Path) -> None:
     try:
         target.write_text(text, "utf-8")
     except OSError as error:
-        raise OutputError(f"{target} cannot be written", found=str(error.strerror)) from error
+        raise OutputError(
+            f"{target} cannot be written",
+            found=str(error.strerror),
+            do="name a file in a folder that is there and can be written to",
+        ) from error
 
 
 def page(data: dict[str, Any]) -> str:

@@ -34,7 +34,12 @@ def open_sides(models: Sequence[str | os.PathLike[str] | Side], cache: str | Non
     """Open models (headers only) and plan recipes (`.yml`, `.yaml`); raises what opening and planning raise."""
     called = [model.called if isinstance(model, Side) else os.fspath(model) for model in models]
     if len(called) < 2:
-        raise ModelError("there is nothing to compare it with", wanted="two models or more", found=str(len(called)))
+        raise ModelError(
+            "there is nothing to compare it with",
+            wanted="two models or more",
+            found=str(len(called)),
+            do="name another model or recipe",
+        )
     names = short(called)
     first, *others = (
         model if isinstance(model, Side) else open_side(text, name, cache)

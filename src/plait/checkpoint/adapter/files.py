@@ -114,7 +114,12 @@ def open_adapter(folder: Path) -> Adapter:
                 parts[match["module"]]["table"] = name
     factors = [_factors(folder, chosen, checkpoint, module, found) for module, found in parts.items()]
     if not (factors or replaced or tokens):
-        raise ModelError(f"the adapter {folder} holds no tensors", wanted="lora_A and lora_B", found="none")
+        raise ModelError(
+            f"the adapter {folder} holds no tensors",
+            wanted="lora_A and lora_B",
+            found="none",
+            do="download or save the adapter again",
+        )
     deepest = {
         f.module: max(g.inner or 0 for g in factors if g.module == f.module) for f in factors if f.inner is not None
     }
@@ -143,7 +148,12 @@ def _factors(folder: Path, chosen: Settings, checkpoint: Checkpoint, module: str
             do="take the adapter_config.json that was saved with these weights",
         )
     if not (a.floating and b.floating):
-        raise ModelError(f"the adapter {folder} is quantised at {own}", wanted="floating numbers", found=f"{a}, {b}")
+        raise ModelError(
+            f"the adapter {folder} is quantised at {own}",
+            wanted="floating numbers",
+            found=f"{a}, {b}",
+            do="save the adapter again in bfloat16 or float32",
+        )
     if chosen.dora != ("magnitude" in found):
         raise ModelError(
             f"the adapter {folder} contradicts its configuration at {own}",

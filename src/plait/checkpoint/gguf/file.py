@@ -16,6 +16,7 @@ from plait.lazy import Tensor, torch
 from plait.types import DTYPES, TensorSpec
 
 BLOCK = 1 << 18  # entries that are dequantised at once
+_ORIGINAL = "use the original checkpoint, in safetensors"
 _AS_STORED = ("F32", "F16", "BF16")
 _BROKEN = (ValueError, LookupError, OverflowError, TypeError, OSError, MemoryError, AttributeError, RuntimeWarning)
 
@@ -55,7 +56,7 @@ class GgufFile:
                 f"{files[0]} holds a model of an architecture that plait does not know in GGUF",
                 wanted=", ".join(FAMILIES),
                 found=ascii(called)[:60],
-                do="use the original checkpoint, in safetensors",
+                do=_ORIGINAL,
             )
         heads = field(f"{called}.attention.head_count")
         keys = field(f"{called}.attention.head_count_kv") or heads
@@ -75,14 +76,21 @@ class GgufFile:
                 f"{files[0]} has tensors that plait does not know in {called}",
                 wanted="the tensors of " + family.kind,
                 found=", ".join(map(ascii, strange[:4])) or "none at all",
-                do="use the original checkpoint, in safetensors",
+                do=_ORIGINAL,
             )
         for part in self._parts.values():
             kind, _, shape = self._stored[part.stored]
             if kind.name not in _AS_STORED and kind not in gguf.quants._type_traits:
-                raise ModelError(f"{part.stored} is in {kind.name}, which cannot be read", wanted="Q8_0, Q4_K, …")
+                raise ModelError(
+                    f"{part.stored} is in {kind.name}, which cannot be read",
+                    wanted="Q8_0, Q4_K, …",
+                    found=kind.name,
+                    do=_ORIGINAL,
+                )
             if part.heads and (part.heads < 0 or shape[0] % (2 * part.heads)):
-                raise ModelError(f"{part.stored} does not fit", wanted=f"rows of {part.heads} heads", found=str(shape))
+                raise ModelError(
+                    f"{part.stored} does not fit", wanted=f"rows of {part.heads} heads", found=str(shape), do=_ORIGINAL
+                )
         quantised = [k.name for k, _, s in self._stored.values() if len(s) > 1 and k.name not in _AS_STORED]
         kinds = ", ".join(sorted(set(quantised)))
         told = f"{len(quantised)} weights are quantised (GGUF: {kinds}), and dequantised as they are read"
@@ -119,7 +127,7 @@ class GgufFile:
                 f"{self.files[0]} turns its positions in a way that plait does not know",
                 wanted="no rope_freqs, or those of Llama 3.1",
                 found=f"divisors from {min(factors):g} to {max(factors):g}",
-                do="use the original checkpoint, in safetensors",
+                do=_ORIGINAL,
             )
         return found
 
@@ -190,5 +198,10 @@ def open_gguf(path: Path, stated: Mapping[str, Any]) -> GgufFile:
         return GgufFile([path], stated)
     files = [path.with_name(f"{match[1]}-{i:05d}-of-{match[3]}.gguf") for i in range(1, int(match[3]) + 1)]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise ModelError(f"{path} lacks files", wanted=f"{len(files)} files", found="no " + ", no ".join(missing[:3]))
+        raise ModelError(
+            f"{path} lacks files",
+            wanted=f"{len(files)} files",
+            found="no " + ", no ".join(missing[:3]),
+            do="download the missing files",
+        )
     return GgufFile(files, stated)

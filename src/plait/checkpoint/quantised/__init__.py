@@ -23,7 +23,7 @@ T = TypeVar("T")
 BLOCK = 1 << 18  # entries that are dequantised at once
 #: of attention's cache, whatever the format: they have no part in the weights
 _CACHE = tuple(f"{of}_{what}" for of in ("k", "v", "q", "kv") for what in ("scale", "zero_point"))
-_INSTEAD = "use the model that it was quantised from"
+INSTEAD = "use the model that it was quantised from"
 
 
 class Storage:
@@ -125,7 +125,7 @@ def dequantised(checkpoint: Checkpoint, called: object) -> Checkpoint:
             f"{called} is quantised in a way that its config does not tell",
             wanted="quantization_config: {…}",
             found=ascii(stated)[:60],
-            do=_INSTEAD,
+            do=INSTEAD,
         )
     bits = stated.get("load_in_4bit") or stated.get("load_in_8bit")
     kind = str(stated.get("quant_method", "bitsandbytes" if bits else None))
@@ -134,7 +134,7 @@ def dequantised(checkpoint: Checkpoint, called: object) -> Checkpoint:
             f"{called} is quantised in a way that plait does not read",
             wanted="one of " + ", ".join(sorted(formats())),
             found=ascii(kind)[:60],
-            do=_INSTEAD,
+            do=INSTEAD,
         )
     try:
         weights = formats()[kind](stated, checkpoint)
@@ -143,7 +143,7 @@ def dequantised(checkpoint: Checkpoint, called: object) -> Checkpoint:
             f"{called}, quantised with {kind}, cannot be read: {error.what}",
             wanted=error.wanted,
             found=error.found,
-            do=error.do or _INSTEAD,
+            do=error.do,
         ) from error
     return Dequantised(checkpoint, weights, kind)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from plait.checkpoint.quantised import INSTEAD
 from plait.errors import ModelError
 from plait.lazy import Tensor, torch
 from plait.types import TensorSpec
@@ -91,7 +92,7 @@ def need(specs: Mapping[str, TensorSpec], name: str) -> TensorSpec:
 
 
 def misfit(name: str, wanted: str, found: str) -> ModelError:
-    return ModelError(f"{name} does not fit", wanted=wanted, found=found)
+    return ModelError(f"{name} does not fit", wanted=wanted, found=found, do="download it again, or " + INSTEAD)
 
 
 def number(
@@ -101,5 +102,5 @@ def number(
     value = quantization.get(key, default)
     if type(value) is not int or value not in known:
         among = ", ".join(map(str, known)) if isinstance(known, tuple) else f"{known.start} to {known.stop - 1}"
-        raise ModelError(f"{key} cannot be that", wanted=among, found=ascii(value)[:60])
+        raise ModelError(f"{key} cannot be that", wanted=among, found=ascii(value)[:60], do=INSTEAD)
     return value

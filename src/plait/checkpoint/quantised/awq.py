@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from plait.checkpoint import Checkpoint
-from plait.checkpoint.quantised import Storage, Weight
+from plait.checkpoint.quantised import INSTEAD, Storage, Weight
 from plait.checkpoint.quantised._codes import ceil, misfit, need, number, unpack
 from plait.errors import ModelError
 from plait.lazy import Tensor, torch
@@ -25,10 +25,13 @@ def weights(quantization: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str
     size = number(quantization, key, range(-1, 1 << 20), 128)
     version = quantization.get("version", "gemm")
     if str(version).lower() not in ("gemm", "exllama"):
-        raise ModelError("its version packs in another order", wanted="gemm", found=ascii(version)[:60])
+        raise ModelError("its version packs in another order", wanted="gemm", found=ascii(version)[:60], do=INSTEAD)
     if quantization.get("zero_point", True) is not True:
         raise ModelError(
-            "it has no zero points", wanted='"zero_point": true', found=ascii(quantization["zero_point"])[:60]
+            "it has no zero points",
+            wanted='"zero_point": true',
+            found=ascii(quantization["zero_point"])[:60],
+            do=INSTEAD,
         )
     names = [name.removesuffix(".qweight") for name in checkpoint.specs if name.endswith(".qweight")]
     return {f"{name}.weight": _weight(checkpoint, name, size) for name in names}

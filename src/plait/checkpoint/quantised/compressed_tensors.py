@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from plait.checkpoint import Checkpoint
-from plait.checkpoint.quantised import Storage, Weight
+from plait.checkpoint.quantised import INSTEAD, Storage, Weight
 from plait.checkpoint.quantised._codes import (
     E2M1,
     block_of,
@@ -41,10 +41,10 @@ _IDLE = ("input_scale", "input_zero_point", "input_global_scale", "input_g_idx",
 
 def weights(quantization: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Weight]:
     if (kind := quantization.get("format", "mixed-precision")) not in _FORMATS:
-        raise ModelError("its format is another", wanted=", ".join(_FORMATS), found=ascii(kind)[:60])
+        raise ModelError("its format is another", wanted=", ".join(_FORMATS), found=ascii(kind)[:60], do=INSTEAD)
     if sparse := quantization.get("sparsity_config") or quantization.get("transform_config"):
         raise ModelError(
-            "it is sparse, or its weights are rotated", wanted="quantised weights", found=ascii(sparse)[:60]
+            "it is sparse, or its weights are rotated", wanted="quantised weights", found=ascii(sparse)[:60], do=INSTEAD
         )
     specs = checkpoint.specs
     found = {}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from plait.checkpoint import Checkpoint
-from plait.checkpoint.quantised import Storage, Weight
+from plait.checkpoint.quantised import INSTEAD, Storage, Weight
 from plait.checkpoint.quantised._codes import ceil, misfit, need, number, unpack
 from plait.errors import ModelError
 from plait.lazy import Tensor, torch
@@ -22,7 +22,7 @@ METHODS = ("gptq",)
 def weights(quantization: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Weight]:
     stored = quantization.get("checkpoint_format") or "gptq"
     if stored not in ("gptq", "gptq_v2"):
-        raise ModelError("checkpoint_format is another", wanted="gptq, gptq_v2", found=ascii(stored)[:60])
+        raise ModelError("checkpoint_format is another", wanted="gptq, gptq_v2", found=ascii(stored)[:60], do=INSTEAD)
     bits = number(quantization, "bits", (2, 3, 4, 8))
     size = number(quantization, "group_size", range(-1, 1 << 20), 128)
     names = [name.removesuffix(".qweight") for name in checkpoint.specs if name.endswith(".qweight")]
