@@ -50,7 +50,7 @@ def problems(
 
 def _unknown(name: str, methods: Mapping[str, Method], where: Where | None) -> RecipeError:
     near = nearest(name, methods)
-    do = f"did you mean {near}?" if near else "write one of them; 'plait methods' tells what each does"
+    do = f"did you mean {near}?" if near else "write one of them; 'plait methods' tells what each does."
     do += " One of your own is known with --load FILE"
     return RecipeError(f"the merge method {name!r} is unknown", wanted=", ".join(methods), do=do, where=where)
 
@@ -162,7 +162,9 @@ def _leftover(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Meth
             if name not in told and having:
                 told.add(name)
                 what = f"{names} {'has' if len(used) == 1 else 'have'} no parameter {name!r}, so it changes nothing"
-                yield RecipeError(what, do=f"delete it; {', '.join(having)} have it", where=setting.where)
+                wanted = ", ".join(_known(used)) or "no parameters at all"
+                do = f"delete it; {', '.join(having)} have it"
+                yield RecipeError(what, wanted=wanted, do=do, where=setting.where)
 
 
 def _values(recipe: Recipe, used: Sequence[Method]) -> Iterator[RecipeError]:
@@ -209,7 +211,9 @@ def _models(piece: Slice, method: Method) -> list[Source]:
 def _inputs(piece: Slice, method: Method) -> Iterator[RecipeError]:
     if method.base == "required" and piece.base and all(source.model != piece.base for source in piece.sources):
         do = f"list {piece.base} among the sources of the slice, with its layer_range"
-        yield RecipeError("the base_model is not among the sources of a slice", do=do, where=piece.where)
+        what = "the base_model is not among the sources of a slice"
+        found = ", ".join(str(source.model) for source in piece.sources)
+        yield RecipeError(what, wanted=str(piece.base), found=found, do=do, where=piece.where)
     fewest, most = method.inputs
     models = _models(piece, method)
     baseless = method.base == "required" and piece.base is None  # said already, and then the count means nothing
@@ -255,7 +259,8 @@ def _likely_meant(piece: Slice, scopes: tuple[Settings, ...], used: Sequence[Met
         if len(setting.entries) == 1 and len(points) == len(piece.sources) > 1:
             what = f"{name}: a list is a gradient over the layers, the same for each model, not one value a model"
             do = f"put '{name}:' under each model to give each its own"
-            yield RecipeError(what, do=do, where=setting.where)
+            found = f"{len(points)} values, and {len(points)} models"
+            yield RecipeError(what, found=found, do=do, where=setting.where)
 
 
 def _averaged(recipe: Recipe, methods: Mapping[str, Method]) -> Iterator[RecipeError]:
@@ -264,4 +269,5 @@ def _averaged(recipe: Recipe, methods: Mapping[str, Method]) -> Iterator[RecipeE
         listed = [source.model for source in part.models or ()]
         if method.base == "ignored" and listed and recipe.base and recipe.base not in listed:
             what = f"{method.name} has no base: the base_model is merged in as one more model"
-            yield RecipeError(what, do="remove it, or list it with the models", where=recipe.at("base_model"))
+            found, do = str(recipe.base), "remove it, or list it with the models"
+            yield RecipeError(what, found=found, do=do, where=recipe.at("base_model"))

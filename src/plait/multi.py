@@ -123,7 +123,12 @@ def _check(
     told: dict[str, PlaitError] = {str(problem): problem for problem in problems}  # one may be found by several
     raise_all(told.values())
     if len(set(map(os.path.realpath, places.values()))) < len(places):
-        raise OutputError("two stages would go to one folder", found=", ".join(map(str, places.values())))
+        raise OutputError(
+            "two stages would go to one folder",
+            wanted="a folder for each stage",
+            found=", ".join(map(str, places.values())),
+            do="choose another OUT or --intermediate-dir",
+        )
 
 
 def _needs(recipe: Recipe, recipes: Mapping[str | None, Recipe]) -> list[str]:

@@ -223,6 +223,7 @@ def _code(dtype: str | None) -> str | None:
             f"weights with an adapter cannot be rounded to {dtype!r}",
             wanted=", ".join(DTYPES[code].name for code in MERGEABLE),
             found=str(dtype),
+            do="pass one of these as --lora-merge-dtype",
         )
     return CODES[dtype] if dtype else None
 

@@ -46,7 +46,8 @@ def ready(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         found = str(error).splitlines()[0].rstrip(".")
-        raise PublishError(f"{repo!r} is no name for a repository", wanted="org/name", found=found) from error
+        what, do = f"{repo!r} is no name for a repository", "write letters, digits, '-', '_' and '.', with one '/'"
+        raise PublishError(what, wanted="org/name", found=found, do=do) from error
     if repo.count("/") != 1:
         raise PublishError(f"{repo!r} names no owner", wanted="org/name", found=repo, do="write your-name/" + repo)
     if constants.HF_HUB_OFFLINE:
@@ -137,7 +138,8 @@ def complete(out: Path) -> list[str]:
 
     if not (out / "config.json").is_file():
         found = "no config.json" if out.is_dir() else "no such directory"
-        raise PublishError(f"{out} is not a model directory", wanted="config.json and weights", found=found)
+        what, do = f"{out} is not a model directory", "give the folder that a merge wrote"
+        raise PublishError(what, wanted="config.json and weights", found=found, do=do)
     if unfinished := sorted(path.name for path in out.glob(f"*{PARTIAL}")):
         raise PublishError(f"{out} is not finished", found=", ".join(unfinished[:4]), do="run the merge to its end")
     open_model(ModelRef(str(out.resolve())))  # headers, lengths, index
@@ -154,7 +156,10 @@ def _told(repo: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError as error:
-        raise PublishError("there is no token for the Hub", do="run hf auth login, or set HF_TOKEN") from error
+        wanted = "a token with write access"
+        raise PublishError(
+            "there is no token for the Hub", wanted=wanted, do="run hf auth login, or set HF_TOKEN"
+        ) from error
     except refusals as error:
         code, (found, do) = hub.status(error), hub.said(ModelRef(repo), error)
         if code == 403:

@@ -63,7 +63,11 @@ def prepare(
         return [Part("", _plan(recipe, "", names, options, cache, beside))]
     if len(pipelines) < len(folders):
         odd = next(ref for ref in folders if ref not in pipelines)
-        raise ModelError(f"{odd} is no pipeline, and others are", wanted=_PIPELINE, found=str(folders[odd]))
+        what, do = (
+            f"{odd} is no pipeline, and others are",
+            "list pipelines alone, or one component of each: PIPELINE/unet",
+        )
+        raise ModelError(what, wanted=_PIPELINE, found=str(folders[odd]), do=do)
     first = pipelines[recipe.base or recipe.references()[0]]
     return [Part(name, _plan(recipe, name, names, options, cache, beside)) for name in components(first)]
 
@@ -118,12 +122,14 @@ def _plan(
 def _open(ref: ModelRef, component: str, cache: str | None, beside: Path | None) -> Opened:
     """One input: a component of a pipeline, a file, or a folder of weights."""
     if ref.adapter:
-        raise ModelError(f"{ref} has an adapter", wanted="files or folders of weights", found=str(ref.adapter))
+        what, do = f"{ref} has an adapter", "leave the adapter out, or use plait merge"
+        raise ModelError(what, wanted="files or folders of weights", found=str(ref.adapter), do=do)
     local = local_path(ref.path, beside)
     if local is not None and component:
         if not (local / component).is_dir():
             found = ", ".join(components(local)) or "none"
-            raise ModelError(f"{ref} has no component {component!r}", wanted=component, found=found)
+            what, do = f"{ref} has no component {component!r}", "merge pipelines that have the same components"
+            raise ModelError(what, wanted=component, found=found, do=do)
         local = local / component
     if local is not None and local.is_file() and local.suffix in _PICKLES:
         return Opened(ref, None, None, PickledFiles([local], {}), (local,))
@@ -154,7 +160,11 @@ def _joined(found: Sequence[Opened], names: Names) -> list[Model]:
         )
     if not common and names != "union":
         found_names = "; ".join(f"{o.ref}: {some(list(o.checkpoint.specs))}" for o in found)
-        raise PlaitError("the inputs have no tensor in common", wanted="equal names", found=found_names)
+        what, do = (
+            "the inputs have no tensor in common",
+            "give models of one kind, or pass -u to keep the tensors of all",
+        )
+        raise PlaitError(what, wanted="equal names", found=found_names, do=do)
     kept = every if names == "union" else common
     return [
         Model(

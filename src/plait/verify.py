@@ -68,7 +68,9 @@ def verify(out: str | os.PathLike[str], *, threads: int | None = None) -> Verifi
     facts = read_facts(folder) if (folder / PROVENANCE).is_file() else None
     files = weight_files(folder)
     if files[0].suffix != ".safetensors":
-        raise ModelError(f"{files[0]} is no safetensors file", do="only models in safetensors can be verified")
+        ending = f"a file that ends in {files[0].suffix}"
+        do = "verify what plait makes of it: 'merge_method: passthrough' writes safetensors"
+        raise ModelError(f"{files[0]} is no safetensors file", wanted="a model in safetensors", found=ending, do=do)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     weights = SafetensorsFiles(files, config)
     checks: dict[str, str] = {}
@@ -146,7 +148,8 @@ def _index(folder: Path, files: list[Path], weights: SafetensorsFiles) -> Iterat
     size = metadata.get("total_size") if isinstance(metadata, dict) else None
     total = sum(spec.nbytes for spec in weights.specs.values())
     if size is not None and size != total:
-        yield ModelError(f"{path} is not true", wanted=f"total_size {total}", found=str(size)[:40])
+        wanted, do = f"total_size {total}", "make the model again"
+        yield ModelError(f"{path} is not true", wanted=wanted, found=str(size)[:40], do=do)
 
 
 def _look(extent: Extent) -> tuple[str, int]:
@@ -159,7 +162,8 @@ def _look(extent: Extent) -> tuple[str, int]:
             while len(block) % 8 and at + len(block) < end:  # a read may stop anywhere
                 block += os.pread(file.fileno(), 8 - len(block) % 8, at + len(block)) or bytes(8)
             if not block:
-                raise ModelError(f"{extent.path} became shorter", do="leave the model alone, and verify it again")
+                what, do = f"{extent.path} became shorter", "leave the model alone, and verify it again"
+                raise ModelError(what, wanted=f"{end} bytes or more", found=f"{at} bytes", do=do)
             state.update(block)
             if kind:
                 bits = np.frombuffer(block, kind[0])
@@ -223,7 +227,10 @@ def _config(path: Path, config: Mapping[str, Any], specs: Mapping[str, TensorSpe
 
     def wrong(key: str, found: object) -> ModelError:
         return ModelError(
-            f"{path} does not fit the weights", wanted=f"{key}: {found}, as the shapes are", found=f"{key}: {said[key]}"
+            f"{path} does not fit the weights",
+            wanted=f"{key}: {found}, as the shapes are",
+            found=f"{key}: {said[key]}",
+            do="mend it there, or make the model again",
         )
 
     stacks = [module.stack for module in anatomy.modules if module.stack]

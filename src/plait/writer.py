@@ -56,7 +56,11 @@ def check_output(out: Path, nbytes: int, inputs: Iterable[Path], force: bool = F
         )
     there = next(p for p in (target, *target.parents) if os.path.exists(p))
     if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError(f"{there} cannot be written to", do="choose another OUT, or change its permissions")
+        raise OutputError(
+            f"{there} cannot be written to",
+            wanted="a folder that may be written to",
+            do="choose another OUT, or change its permissions",
+        )
     free = shutil.disk_usage(there).free
     if free < nbytes + 16_000_000:
         raise OutputError(

@@ -22,7 +22,11 @@ TEMPLATE_SECONDS = 10.0  # that a chat template may take
 def require_transformers() -> None:
     """Raise `PlaitError` if transformers is not installed; cheap, for it is not imported."""
     if find_spec("transformers") is None:
-        raise PlaitError("running a model needs transformers, which is not installed", do='pip install "plait[run]"')
+        raise PlaitError(
+            "running a model needs transformers, which is not installed",
+            wanted="transformers",
+            do='pip install "plait[run]"',
+        )
 
 
 def load(model: Path | str) -> tuple[Any, Any]:
@@ -43,7 +47,9 @@ def tokenizer(model: Path | str) -> Any:
             return library.AutoTokenizer.from_pretrained(model, local_files_only=True)
         except (OSError, ValueError) as error:
             found = str(error).strip().splitlines()[0][:200]
-            raise ModelError(f"{model} has no tokenizer that transformers can load", found=found) from error
+            what, wanted = f"{model} has no tokenizer that transformers can load", "its files beside the weights"
+            do = "copy the tokenizer files of the model that it was made from into its folder"
+            raise ModelError(what, wanted=wanted, found=found, do=do) from error
 
 
 @contextmanager
@@ -205,7 +211,10 @@ def window_of(network: Any, asked: int | None, longest: int) -> int:
     made_for = getattr(network.config.get_text_config(), "max_position_embeddings", None) or asked or longest
     if asked and asked > made_for:
         raise ModelError(
-            f"a window of {asked} tokens is longer than a model's", wanted=f"at most {made_for}", found=str(asked)
+            f"a window of {asked} tokens is longer than a model's",
+            wanted=f"at most {made_for}",
+            found=str(asked),
+            do="pass a smaller --window, or leave it out",
         )
     return asked or min(made_for, longest)
 

@@ -143,7 +143,11 @@ def _check(path: Path, beside: Path, nbytes: int, force: bool) -> None:
         )
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder} cannot be written to", do="choose another OUT, or change its permissions")
+        raise OutputError(
+            f"{folder} cannot be written to",
+            wanted="a folder that may be written to",
+            do="choose another OUT, or change its permissions",
+        )
     free = shutil.disk_usage(folder).free
     if free < nbytes + 64_000_000:  # for tokens and merges
         raise OutputError(

@@ -91,7 +91,8 @@ def layout(
         kind = _type(name, own, shape, type)
         turned = heads.get(own, 0)
         if turned and shape[0] % (2 * turned):
-            raise ModelError(f"{ordered[0]} does not fit", wanted=f"rows of {turned} heads", found=str(shape))
+            do = "mend num_attention_heads or num_key_value_heads in its config.json"
+            raise ModelError(f"{ordered[0]} does not fit", wanted=f"rows of {turned} heads", found=str(shape), do=do)
         made.append(Stored(name, kind, shape, ordered, turned, family.raised and norm))
     return made, list(_told(made, type, left))
 
@@ -99,7 +100,8 @@ def layout(
 def _shape(name: str, sources: list[str], specs: Mapping[str, TensorSpec]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     shapes = {specs[source].shape for source in sources}
     if len(shapes) > 1:
-        raise ModelError(f"the experts of {name} differ in shape", wanted="one shape", found=str(sorted(shapes)))
+        what, do = f"the experts of {name} differ in shape", "fetch or make the model again"
+        raise ModelError(what, wanted="one shape", found=str(sorted(shapes)), do=do)
     (shape,) = shapes
     if "_exps" in name:
         shape = (len(sources), *shape)

@@ -126,7 +126,10 @@ def _longrope(
     settings = {f"rope_factors_{kind}.weight": [float(x) for x in found.settings[f"{kind}_factor"]] for kind in _BOTH}
     if odd := [name for name, values in settings.items() if len(values) != size // 2]:
         raise ModelError(
-            "the factors of the positions do not fit the heads", wanted=str(size // 2), found=str(len(settings[odd[0]]))
+            "the factors of the positions do not fit the heads",
+            wanted=str(size // 2),
+            found=str(len(settings[odd[0]])),
+            do="take short_factor and long_factor from the config.json of the model that it was made from",
         )
     factor = config["max_position_embeddings"] / original
     made: dict[str, Any] = {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": original}
@@ -174,5 +177,8 @@ def _computed_as_here(family: Family, config: Mapping[str, Any]) -> None:
     if wrong:
         what, wanted, found = wrong[0]
         raise ModelError(
-            f"llama.cpp would compute this model otherwise: {what} is fixed there", wanted=wanted, found=found
+            f"llama.cpp would compute this model otherwise: {what} is fixed there",
+            wanted=wanted,
+            found=found,
+            do="run it with transformers, or export another model",
         )

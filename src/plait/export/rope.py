@@ -55,6 +55,7 @@ def rope(config: Mapping[str, Any], theta: float = 10000.0, local: float | None 
             "layers with a sliding window scale their positions, which GGUF has no place for",
             wanted="rope_type default",
             found=str(sliding["rope_type"]),
+            do="export a model without it",
         )
     original = given.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or 0
     return Rope(

@@ -68,7 +68,8 @@ def vocabulary(folder: Path, rows: int, pre: str | None = None) -> Vocabulary:
     scores, space = None, False
     if pieces:
         if pre not in (None, "default"):
-            raise ModelError("a SentencePiece tokenizer has no pre-tokenizer", wanted="no --pre", found=str(pre))
+            what, do = "a SentencePiece tokenizer has no pre-tokenizer", "leave --pre out"
+            raise ModelError(what, wanted="default", found=str(pre), do=do)
         pre, scores, (space, told) = "default", _scores(model, texts, types), _space(tokens)
         notes += [*told, *_other_ways(model)]
     elif pre is None:
@@ -182,7 +183,12 @@ def _special(folder: Path, rows: int, keep: bool) -> Any:
     try:
         special = gguf.SpecialVocab(folder, load_merges=keep, n_vocab=rows)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ModelError(f"{folder} has a tokenizer that cannot be read", found=str(error)[:120]) from error
+        raise ModelError(
+            f"{folder} has a tokenizer that cannot be read",
+            wanted="tokenizer files as transformers writes them",
+            found=str(error)[:120],
+            do="copy the tokenizer files of the model that it was made from into its folder",
+        ) from error
     finally:
         log.disabled = before
     if (file := folder / "chat_template.jinja").is_file():  # which is the one that transformers takes

@@ -96,9 +96,12 @@ def extract(
     code = CODES.get(dtype)
     if code not in MERGEABLE:
         wanted = ", ".join(DTYPES[c].name for c in MERGEABLE)
-        raise PlaitError(f"factors cannot be written in {dtype!r}", wanted=wanted, found=dtype)
+        raise PlaitError(
+            f"factors cannot be written in {dtype!r}", wanted=wanted, found=dtype, do="pass one of these as --dtype"
+        )
     if isinstance(model, str) and ModelRef.parse(model) == ModelRef.parse(base):
-        raise PlaitError("model and base are one", wanted="a model and what it was made of", found=model)
+        do = "pass the model that it was fine-tuned from as --base-model"
+        raise PlaitError("model and base are one", wanted="a model and what it was made of", found=model, do=do)
     choice = choice or Choice()
     recipe = write.over(base, [model])
     plan = prepare(recipe, **{**planning, "truncate_embeddings": True})
@@ -215,7 +218,12 @@ def _compiled(patterns: Sequence[str]) -> list[re.Pattern[str]]:
     try:
         return [re.compile(pattern) for pattern in patterns]
     except re.error as error:
-        raise PlaitError("a pattern is no regular expression", found=f"{error.pattern!r}: {error}") from error
+        raise PlaitError(
+            "a pattern is no regular expression",
+            wanted="a regular expression, such as [qv]_proj",
+            found=f"{error.pattern!r}: {error}",
+            do="mend it; a sign that is meant as it stands has a backslash before it",
+        ) from error
 
 
 def _names(plan: Plan, wide: str, job: _Job) -> list[str]:

@@ -32,7 +32,8 @@ class Limit:
         for name, value, low, high in wrong:
             if value is not None and not (low <= value and (high is None or value <= high)):
                 wanted = f"{low} or more" if high is None else f"a number from {low} to {high}"
-                raise PlaitError(f"the {name} cannot be {value}", wanted=wanted, found=str(value))
+                do = f"pass another --{name}, or leave it out"
+                raise PlaitError(f"the {name} cannot be {value}", wanted=wanted, found=str(value), do=do)
 
     def share(self) -> float | None:
         """The share of the squared norm that is enough, None if there is no such bound."""

@@ -70,7 +70,9 @@ def merge(
     """
     if CODES.get(dtype) not in MERGEABLE:
         wanted = ", ".join(DTYPES[c].name for c in MERGEABLE)
-        raise PlaitError(f"factors cannot be written in {dtype!r}", wanted=wanted, found=dtype)
+        raise PlaitError(
+            f"factors cannot be written in {dtype!r}", wanted=wanted, found=dtype, do="pass one of these as --dtype"
+        )
     recipe = source if isinstance(source, Recipe) else load(source, lenient=lenient)
     beside, kept = Path(recipe.path).parent if recipe.path else None, Path(cache) if cache else None
     recipe = _based(recipe, kept, beside)
@@ -82,7 +84,8 @@ def merge(
     if len({(a.settings.transposed, a.settings.parameters) for a in adapters.values()}) > 1:
         found = ", ".join(str(a.folder) for a in adapters.values())
         what, wanted = "the adapters are of different kinds", "the same fan_in_fan_out and target_parameters in each"
-        raise ModelError(what, wanted=wanted, found=found)
+        do = "merge those of one kind, or list them as BASE+ADAPTER in a recipe for plait merge"
+        raise ModelError(what, wanted=wanted, found=found, do=do)
     refs = list(adapters)
     bases = Bases(list(adapters.values()))
 
@@ -189,7 +192,13 @@ def _config(bases: Bases, rows: Sequence[Row]) -> dict[str, Any]:
     ranks: dict[str, int] = {}
     for row in rows:
         if row.rank and ranks.setdefault(row.module, row.rank) != row.rank:
-            raise ModelError(f"{row.module} would have two ranks", found=f"{ranks[row.module]} and {row.rank}")
+            lower, higher = sorted((ranks[row.module], row.rank))
+            raise ModelError(
+                f"{row.module} would have two ranks",
+                wanted="one rank for all tensors of a module",
+                found=f"{lower} and {higher}",
+                do=f"pass --max-rank {lower}",
+            )
     packed = {s.sample.module for s in bases.sites.values() if s.groups > 1 or s.sample.inner}
     more: dict[str, Any] = {key: first[key] for key in ("task_type", "target_parameters") if key in first}
     more |= {"fan_in_fan_out": bases.adapters[0].settings.transposed}

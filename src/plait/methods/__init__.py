@@ -59,10 +59,14 @@ def load(path: str | os.PathLike[str]) -> list[Method | Brick]:
     found = [m for m in vars(module).values() if isinstance(m, Method | Brick) and m.function.__module__ == path.stem]
     if not found:
         raise PlanError(
-            f"{path} defines no method", wanted="a function decorated with @method(…) or @brick(…)", found="none"
+            f"{path} defines no method",
+            wanted="a function decorated with @method(…) or @brick(…)",
+            found="none",
+            do="decorate yours; docs/extend.md shows one",
         )
     for method in found:
         if method.name in _installed():
-            raise PlanError(f"there is a method {method.name!r} already", found=f"another in {path}", do="rename yours")
+            what, found_there = f"there is a method {method.name!r} already", f"another in {path}"
+            raise PlanError(what, wanted="a name that is free", found=found_there, do="rename yours")
         loaded[method.name] = method
     return found

@@ -52,6 +52,7 @@ def choose(asked: kinds.Mixture, base: Model) -> Family:
         f"no class fits {base.ref} and what is asked of it",
         wanted="; ".join(reasons),
         found=f"{len(shared) or 'no'} shared expert{'s' * (len(shared) != 1)}",
+        do="change 'shared_experts', 'architecture' or 'base_model' so that one of these fits",
         where=asked.at("shared_experts") or asked.at("architecture") or asked.at("base_model"),
     )
 

@@ -111,7 +111,12 @@ class Gates:
     def _embedding(self) -> str:
         name = self._base.arch.embedding
         if name is None:
-            raise ModelError(f"{self._base.ref} has no token embedding", wanted="a language model")
+            raise ModelError(
+                f"{self._base.ref} has no token embedding",
+                wanted="a language model",
+                found=f"model_type {self._base.opened.config.get('model_type')}",
+                do="choose another base_model, or write 'gate_mode: random'",
+            )
         return name
 
     def compute(self) -> None:

@@ -48,7 +48,8 @@ def card(
             environment.from_string(template.read_text("utf-8")) if template else environment.get_template(TEMPLATE)
         ).render(seen)
     except (OSError, UnicodeDecodeError) as error:
-        raise OutputError(f"{template} cannot be read", wanted="a Jinja template", found=str(error)) from error
+        what, do = f"{template} cannot be read", "check the path, and that the file is saved as UTF-8"
+        raise OutputError(what, wanted="a Jinja template", found=str(error), do=do) from error
     except (
         TemplateError,
         ArithmeticError,
@@ -189,7 +190,8 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, "utf-8", newline="\n")
     except OSError as error:
-        raise OutputError(f"{path} cannot be written", found=error.strerror or str(error)) from error
+        do = "change the permissions of its folder, or free some space"
+        raise OutputError(f"{path} cannot be written", found=error.strerror or str(error), do=do) from error
 
 
 # -- the template's filters

@@ -54,7 +54,10 @@ def chosen(file: Path, out: Path) -> dict[str, Any]:
                 return of_model(evaluation, name)
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"{file} holds no scores", wanted="what `plait eval --json` prints", found=f"no {error}"
+            f"{file} holds no scores",
+            wanted="what `plait eval --json` prints",
+            found=f"no {error}",
+            do="make it: plait eval BASE OUT … --json > FILE",
         ) from error
     raise ModelError(
         f"{file} has no scores of {out}",

@@ -14,7 +14,7 @@ from typing import Any
 
 from plait.checkpoint.directory import read_json
 from plait.checkpoint.source import Opened
-from plait.errors import ModelError, PlanError
+from plait.errors import ModelError, PlanError, nearest
 from plait.output.hashes import sha256
 from plait.output.templates import NAMED, syntax
 from plait.plan import Plan
@@ -190,10 +190,12 @@ def _template(plan: Plan) -> tuple[str, str] | None:
     elif len(wanted) >= 20 and "{" in wanted:
         text, whose = wanted, "the recipe"
     else:
+        near = nearest(wanted, NAMED)
         raise PlanError(
             f"there is no chat template {wanted!r}",
             wanted="auto, a template's text, or one of " + ", ".join(NAMED),
             found=wanted,
+            do=f"did you mean {near}?" if near else "write one of these",
             where=where,
         )
     if fault := syntax(text):
@@ -211,7 +213,8 @@ def _template_of(folder: Path | None) -> str | None:
         try:
             return path.read_text("utf-8").strip()
         except UnicodeDecodeError as error:
-            raise ModelError(f"{path} is not text", wanted="UTF-8", found=str(error)) from error
+            do = "save it as UTF-8"
+            raise ModelError(f"{path} is not text", wanted="UTF-8", found=str(error), do=do) from error
     config = folder / "tokenizer_config.json"
     text = read_json(config).get("chat_template") if config.is_file() else None
     return text.strip() if isinstance(text, str) else None

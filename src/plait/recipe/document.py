@@ -75,7 +75,7 @@ def read(path: str | os.PathLike[str]) -> str:
         with open(name, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise RecipeError(f"there is no recipe {name}", do="check the path") from None
+        raise RecipeError(f"there is no recipe {name}", wanted="a YAML file", do="check the path") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RecipeError(
@@ -110,7 +110,8 @@ def parse(text: str, path: str) -> list[Any]:
         roots = [tree.build(node)[0] for node in yaml.compose_all(text, _Loader)]
     except UnicodeEncodeError as error:
         where = Where(path, text.count("\n", 0, error.start) + 1)
-        raise RecipeError("the recipe is not text", found="half a character (a lone surrogate)", where=where) from None
+        found = "half a character (a lone surrogate)"
+        raise RecipeError("the recipe is not text", wanted="UTF-8", found=found, do="delete it", where=where) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         found = f"the control character {error.character!r}"
@@ -127,7 +128,9 @@ def plain(tree: object, depth: int = 0) -> Any:
     """A tree given as Python objects, copied: mappings, sequences, text, numbers, booleans, None, and paths as text."""
     if depth > MAX_DEPTH:
         raise RecipeError(
-            f"the recipe is nested more than {MAX_DEPTH} levels deep", do="check that it does not contain itself"
+            f"the recipe is nested more than {MAX_DEPTH} levels deep",
+            wanted=f"at most {MAX_DEPTH}",
+            do="check that it does not contain itself",
         )
     if isinstance(tree, Mapping):
         for key in tree:

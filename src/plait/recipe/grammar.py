@@ -118,7 +118,8 @@ def parse(keys: type[K], tree: object, reading: Reading) -> K | None:
 def _translated(error: Any) -> RecipeError:
     key = next((part for part in reversed(error["loc"]) if isinstance(part, str)), "recipe")
     if error["type"] == "missing":
-        return RecipeError(f"{key!r} is missing", do=f"add '{key}:'")
+        given = ", ".join(map(str, error["input"])) if isinstance(error["input"], dict) else ""
+        return RecipeError(f"{key!r} is missing", found=given[:80] or "nothing", do=f"add '{key}:'")
     wanted = _TYPES.get(error["type"], "a mapping" if error["type"] in ("model_type", "dict_type") else None)
     do = f"write {wanted}" if wanted else "write an allowed value"
     if wanted == "text" and isinstance(error["input"], bool | int | float):

@@ -46,7 +46,8 @@ def read_reference(value: object, ignored: list[RecipeError]) -> ModelRef:
         reading = Reading(ignored=ignored)
         keys = parse(ReferenceKeys, value, reading)
         if keys and keys.lora and keys.model.adapter:
-            reading.refuse(RecipeError("a model reference has two adapters", do="drop 'lora:' or the part after '+'"))
+            found, do = f"{keys.model.adapter} and {keys.lora}", "drop 'lora:' or the part after '+'"
+            reading.refuse(RecipeError("a model reference has two adapters", wanted="one", found=found, do=do))
         raise_all(reading.problems)
         assert keys is not None
         model, lora = keys.model, keys.lora
@@ -139,7 +140,8 @@ def _read_token_source(value: object, ignored: list[RecipeError]) -> ModelRef | 
         reading.refuse(RecipeError(what, wanted="model_token or zero", do="write one of them"), place(value, "kind"))
     if keys and keys.kind == "model_token" and (keys.model is None or (keys.token is None) == (keys.token_id is None)):
         what = "a model_token needs a model, and either a token or a token_id"
-        reading.refuse(RecipeError(what, do="write {kind: model_token, model: …, token: …}"), place(value))
+        found, do = ", ".join(map(str, value)), "write {kind: model_token, model: …, token: …}"
+        reading.refuse(RecipeError(what, found=found, do=do), place(value))
     raise_all(reading.problems)
     assert keys is not None
     return TokenOfModel(keys.model, keys.token, keys.token_id) if keys.kind == "model_token" else "zero"

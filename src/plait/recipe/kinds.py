@@ -206,20 +206,24 @@ def _moe(tree: Any, reading: Reading) -> MoeKeys | None:
     experts = keys.experts
     if len(experts) < max(keys.experts_per_token, 1):
         error = RecipeError(
-            "there are too few experts", wanted=f"at least experts_per_token = {keys.experts_per_token}"
+            "there are too few experts",
+            wanted=f"at least experts_per_token = {keys.experts_per_token}",
+            found=str(len(experts)),
+            do="list more experts, or lower experts_per_token",
         )
-        error.found, error.do = str(len(experts)), "list more experts, or lower experts_per_token"
         reading.refuse(error, place(tree, "experts"))
     if "random" in keys.gate_mode:
         return keys  # no prompt is looked at
     for expert in experts:
         if not expert.positive_prompts:
             do = "list some, or write 'gate_mode: random'"
-            reading.refuse(RecipeError("an expert has no positive_prompts", do=do, where=expert.where))
+            what, wanted = "an expert has no positive_prompts", f"one or more, for gate_mode: {keys.gate_mode}"
+            reading.refuse(RecipeError(what, wanted=wanted, found="none", do=do, where=expert.where))
     prompts = [(expert.positive_prompts, expert.negative_prompts) for expert in experts]
     if not reading.lenient and len(prompts) > 1 and prompts[0][0] and all(p == prompts[0] for p in prompts):
         do = "give each expert prompts of its own, or write 'gate_mode: random'"
-        reading.refuse(RecipeError("all experts have the same prompts", do=do), place(tree, "experts"))
+        what, found = "all experts have the same prompts", ", ".join(map(repr, prompts[0][0]))[:80]
+        reading.refuse(RecipeError(what, found=found, do=do), place(tree, "experts"))
     return keys
 
 
@@ -263,7 +267,7 @@ def _evolve(tree: Any, reading: Reading) -> None:
     keys = parse(EvolveKeys, tree, reading)
     if keys and keys.genome.base_model is None and keys.genome.merge_method != "linear":
         what = f"{keys.genome.merge_method} needs a base_model"
-        reading.refuse(RecipeError(what, do="add 'base_model:' to the genome"), keys.genome.where)
+        reading.refuse(RecipeError(what, found="none", do="add 'base_model:' to the genome"), keys.genome.where)
 
 
 def _one_of(value: object, known: Sequence[str], key: str) -> str:

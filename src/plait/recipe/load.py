@@ -242,7 +242,8 @@ def build(tree: object, text: str, path: str | None, *, lenient: bool = False) -
     reading = Reading(lenient)
     _one_of(tree, ("models", "slices", "modules"), "the recipe", reading)
     if tree.get("tokenizer") is not None and tree.get("tokenizer_source") is not None:
-        error = RecipeError("tokenizer and tokenizer_source are both given", do="keep 'tokenizer: {source: …}' alone")
+        what, do = "tokenizer and tokenizer_source are both given", "keep 'tokenizer: {source: …}' alone"
+        error = RecipeError(what, wanted="one of them", found="both", do=do)
         reading.refuse(error, place(tree, "tokenizer_source"))
     for name, module in tree["modules"].items() if isinstance(tree.get("modules"), dict) else ():
         if isinstance(module, dict):
@@ -322,7 +323,8 @@ def _slices(entries: list[k.SliceKeys] | None, reading: Reading) -> tuple[Slice,
 def _slice(keys: k.SliceKeys, reading: Reading) -> Slice:
     if not keys.sources:
         reading.refuse(
-            RecipeError("a slice has no sources", do="list {model: …, layer_range: […]} entries"), keys.where
+            RecipeError("a slice has no sources", found="none", do="list {model: …, layer_range: […]} entries"),
+            keys.where,
         )
     sources = _distinct(map(_source, keys.sources), reading)
     lengths = [end - start for start, end in (source.layers or (0, 0) for source in sources)]
@@ -330,9 +332,11 @@ def _slice(keys: k.SliceKeys, reading: Reading) -> Slice:
         if length != lengths[0]:
             wanted = f"{lengths[0]} layers, as {sources[0].model} has"
             error = RecipeError(
-                "the sources of a slice differ in length", wanted=wanted, found=f"{length} layers of {source.model}"
+                "the sources of a slice differ in length",
+                wanted=wanted,
+                found=f"{length} layers of {source.model}",
+                do="give each source of a slice a layer_range of the same length",
             )
-            error.do = "give each source of a slice a layer_range of the same length"
             reading.refuse(error, source.where)
     return Slice(sources, keys.base_model, keys.parameters, keys.where)
 
@@ -352,7 +356,9 @@ def _modules(entries: Mapping[str, k.ModuleKeys] | None, reading: Reading) -> Ma
 def _rule(keys: k.RuleKeys, reading: Reading) -> Rule:
     if keys.copy_from is not None and (keys.merge_method or keys.parameters or keys.pre or keys.post):
         do = "keep 'copy', or the method and what belongs to it"
-        reading.refuse(RecipeError("a rule copies, or it merges", do=do), keys.where)
+        reading.refuse(
+            RecipeError("a rule copies, or it merges", wanted="one of them", found="both", do=do), keys.where
+        )
     return Rule(keys.when, keys.merge_method, keys.copy_from, keys.parameters, keys.pre, keys.post, keys.where)
 
 

@@ -22,7 +22,8 @@ _IDLE = ("residual_weight",)
 def modern(tree: Any) -> tuple[dict[str, Any], list[str]]:
     """(the recipe, what to tell of it) for one document of any older form; raises `RecipeError` for what is none."""
     if not isinstance(tree, dict):
-        raise RecipeError("this is no recipe", wanted="a mapping with keys", found=type(tree).__name__)
+        found, do = type(tree).__name__, "check that the file is a recipe"
+        raise RecipeError("this is no recipe", wanted="a mapping with keys", found=found, do=do)
     notes: list[str] = []
     made = _bakllama(tree, notes) if "layer_slices" in tree else _plain(tree, notes)
     return made, list(dict.fromkeys(notes))
@@ -74,7 +75,11 @@ def _bakllama(tree: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     known = ("layer_slices", "embedding_source", "lm_head_source")
     if unknown := [key for key in tree if key not in known]:
         raise RecipeError(
-            f"a bakllama file has no {unknown[0]!r}", wanted=", ".join(known), found=unknown[0], where=place(tree)
+            f"a bakllama file has no {unknown[0]!r}",
+            wanted=", ".join(known),
+            found=unknown[0],
+            do="delete it, or write one of these",
+            where=place(tree),
         )
     slices = []
     for piece in tree["layer_slices"] if isinstance(tree["layer_slices"], list) else [None]:
@@ -82,7 +87,13 @@ def _bakllama(tree: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         numbers = [entry.get(key) for key in ("start", "end")]
         if not all(isinstance(n, int) for n in numbers) or not isinstance(entry.get("model"), str):
             wanted = "{model: …, start: 0, end: 16}, with scale: if wanted"
-            raise RecipeError("a layer slice cannot be read", wanted=wanted, found=str(piece)[:80], where=place(piece))
+            raise RecipeError(
+                "a layer slice cannot be read",
+                wanted=wanted,
+                found=str(piece)[:80],
+                do="give the model as text, and start and end as whole numbers",
+                where=place(piece),
+            )
         source: dict[str, Any] = {"model": _reference(entry["model"]), "layer_range": numbers}
         if entry.get("scale") is not None:
             scaled = [{"filter": name, "value": entry["scale"]} for name in ("o_proj", "down_proj")]
@@ -90,7 +101,8 @@ def _bakllama(tree: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             notes.append("scale is written for o_proj and down_proj, through which a layer adds to the stream")
         slices.append({"sources": [source]})
     if not slices:
-        raise RecipeError("there are no layer slices", wanted="layer_slices: [{model, start, end}, …]", found="none")
+        what, do = "there are no layer slices", "list at least one"
+        raise RecipeError(what, wanted="layer_slices: [{model, start, end}, …]", found="none", do=do)
     for key, piece in (("embedding_source", slices[0]), ("lm_head_source", slices[-1])):
         mine = piece["sources"][0]["model"]
         if tree.get(key) is not None and _reference(tree[key]) != mine:
@@ -126,7 +138,10 @@ def of_flags(
         if len(models) != 2 or len(weights) != 1:
             found = f"{len(models)} models, {len(weights)} weights"
             raise RecipeError(
-                "slerp has two models and one weight", wanted="--merge A --merge B --weight T", found=found
+                "slerp has two models and one weight",
+                wanted="--merge A --merge B --weight T",
+                found=found,
+                do="give it so, or choose another --method",
             )
         named = [{"model": model} for model in models]
         return {**head, "base_model": base or models[0], "models": named, "parameters": {"t": weights[0]}, **tail}
@@ -143,5 +158,6 @@ def of_flags(
                 entry.setdefault("parameters", {})[name] = value
         elif values:
             found = f"{len(models)} models, {len(values)} values"
-            raise RecipeError(f"--{name} does not fit", wanted="one value, or one for each --merge", found=found)
+            what, do = f"--{name} does not fit", f"pass --{name} once, or once for each model, in their order"
+            raise RecipeError(what, wanted="one value, or one for each --merge", found=found, do=do)
     return {**head, "models": entries, **({"parameters": parameters} if parameters else {}), **tail}

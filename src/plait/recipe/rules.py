@@ -107,15 +107,18 @@ def read_when(value: object, ignored: list[RecipeError]) -> When:
     for key, raw in value.items():
         if key not in readers:
             near = _MENDS.get(key) or nearest(key, readers)
-            do = f"write {near!r}" if near else f"the keys are {', '.join(readers)}"
-            reading.refuse(RecipeError(f"{short(key)} is not a key of a rule's 'when'", do=do), key_place(value, key))
+            what = f"{short(key)} is not a key of a rule's 'when'"
+            do = f"write {near!r}" if near else "write one of them"
+            reading.refuse(RecipeError(what, wanted=", ".join(readers), do=do), key_place(value, key))
             continue
         try:
             found[key] = readers[key](raw)
         except PlaitError as error:
             reading.refuse(error, place(value, key))
     if not value:
-        reading.refuse(RecipeError("'when' says nothing", do="write name, layer, kind or module, or use 'otherwise:'"))
+        reading.refuse(
+            RecipeError("'when' says nothing", found="{}", do="write name, layer, kind or module, or use 'otherwise:'")
+        )
     raise_all(reading.problems)
     return When(found.get("name"), found.get("layer", ()), found.get("kind", ()), found.get("module", ()))
 
@@ -142,7 +145,7 @@ def _layers(value: object) -> tuple[tuple[int, int], ...]:
             )
         found.append((low, high))
     if not found:
-        raise RecipeError("the layers of a rule are an empty list", do="write 0-15, say")
+        raise RecipeError("the layers of a rule are an empty list", found="[]", do="write 0-15, say")
     return tuple(found)
 
 
@@ -215,4 +218,5 @@ def read_copy(value: object, _: object) -> ModelRef | str | None:
         return value if isinstance(value, str) else None
     if isinstance(value, str):
         return ModelRef.parse(value)
-    raise RecipeError("a rule copies from one model", wanted="base, or a model of the recipe", found=kind_of(value))
+    wanted, do = "base, or a model of the recipe", "write 'copy: base' or 'copy: MODEL'"
+    raise RecipeError("a rule copies from one model", wanted=wanted, found=kind_of(value), do=do)

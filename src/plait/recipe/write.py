@@ -45,7 +45,8 @@ def together(
     for each in given:
         name, equals, value = each.partition("=")
         if not equals:
-            raise RecipeError(f"the parameter {each!r} has no value", wanted="NAME=VALUE", found=each)
+            what, do = f"the parameter {each!r} has no value", f"write {each}=, and its value"
+            raise RecipeError(what, wanted="NAME=VALUE", found=each, do=do)
         parameters[name] = yaml.safe_load(value)
     shares = list(weights or [1.0]) * (len(models) if len(weights) <= 1 else 1)
     entries: list[dict[str, Any]] = [{"model": model} for model in models]

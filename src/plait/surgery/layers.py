@@ -26,7 +26,8 @@ def depth(models: Sequence[Model]) -> int:
         counts.append(stacks[0].count)
     if len(set(counts)) > 1:
         found = ", ".join(f"{model.ref}: {count}" for model, count in zip(models, counts, strict=True))
-        raise PlaitError("the models differ in depth", wanted="the same number of layers", found=found)
+        what, do = "the models differ in depth", "choose models of one depth, or write a recipe with slices"
+        raise PlaitError(what, wanted="the same number of layers", found=found, do=do)
     return counts[0]
 
 
@@ -55,7 +56,8 @@ def drop(count: int, gone: Iterable[int]) -> list[Layer]:
     lost = set(gone)
     kept = [(0, i) for i in range(count) if i not in lost]
     if not kept:
-        raise PlaitError("no layer is left", wanted="fewer layers to drop", found=f"all {count}")
+        what, do = "no layer is left", "name fewer, so that at least one stays"
+        raise PlaitError(what, wanted="fewer layers to drop", found=f"all {count}", do=do)
     return kept
 
 
@@ -81,6 +83,7 @@ def upscale(count: int, overlap: int) -> list[Layer]:
             f"{overlap} layers in the middle of {count} cannot be doubled",
             wanted=f"an overlap of {', '.join(map(str, fitting[:3]))} … {fitting[-1]}" if fitting else "more layers",
             found=str(overlap),
+            do=f"pass --overlap {min(fitting, key=lambda n: abs(n - overlap))}" if fitting else "choose a deeper model",
         )
     return [*((0, i) for i in range(count - m)), *((0, i) for i in range(m, count))]
 
@@ -88,7 +91,8 @@ def upscale(count: int, overlap: int) -> list[Layer]:
 def shuffle(count: int, weights: Sequence[float], seed: int, everywhere: bool) -> list[Layer]:
     """Each layer from one of the models, drawn with these weights; with `everywhere` their order is random, too."""
     if min(weights) < 0 or not sum(weights):
-        raise PlaitError("the weights cannot be probabilities", wanted="0 or more, not all 0", found=str(list(weights)))
+        what, do = "the weights cannot be probabilities", "change the -w, or leave them out for equal ones"
+        raise PlaitError(what, wanted="0 or more, not all 0", found=str(list(weights)), do=do)
     dice = random.Random(seed)
     order = list(range(count))
     if everywhere:

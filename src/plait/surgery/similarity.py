@@ -74,7 +74,8 @@ def by_text(folder: Path, text: str, gone: int) -> list[float]:
     network, tokenizer = load(folder)
     ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids
     if not ids.shape[1]:
-        raise PlaitError("the text has no tokens", wanted="some sentences")
+        do = "write some into the file of --text, or leave --text out"
+        raise PlaitError("the text has no tokens", wanted="some sentences", found="none", do=do)
     with torch.inference_mode(), one_thread():
         parts = [_angles(network, part, gone) for part in ids.split(WINDOW, dim=1)]
     weights = [part.shape[1] for part in ids.split(WINDOW, dim=1)]

@@ -112,6 +112,7 @@ def changed(
                 f"{name} of {subject.ref} spans the vocabulary in a way that cannot be changed",
                 wanted="[tokens, …], one or two axes",
                 found=str(list(spec.shape)),
+                do="leave its vocabulary as it is, or choose another model",
             )
         matrix = Matrix(checkpoint, name)
         views[name] = Rows(matrix, rows, partial(_settled, settle, name, name == anatomy.head, matrix), held)

@@ -51,12 +51,17 @@ def add(
         raise PlanError(what, wanted=", ".join(fitting), found=options.method, do=do)
     texts = list(dict.fromkeys(texts))
     if there := [text for text in texts if text in mine.tokens.ids]:
-        raise PlanError(f"{mine.ref} has {', '.join(map(repr, there[:4]))} already", wanted="tokens that it lacks")
+        what = f"{mine.ref} has {', '.join(map(repr, there[:4]))} already"
+        found = ", ".join(f"id {mine.tokens.ids[text]}" for text in there[:4])
+        raise PlanError(what, wanted="tokens that it lacks", found=found, do="leave them out")
     if not texts or not all(texts):
-        raise PlanError("no tokens are given", wanted="one text or more", do="name them after MODEL and OUT")
+        found, do = "an empty text" if texts else "none", "name them after MODEL and OUT"
+        raise PlanError("no tokens are given", wanted="one text or more", found=found, do=do)
     if like is not None and like not in mine.tokens.ids:
         near = nearest(like, mine.tokens.ids)
-        raise PlanError(f"{mine.ref} has no token {like!r}", do=f"did you mean {near!r}?" if near else None)
+        one = "a token as tokenizer.json writes it (Ġ or ▁ for a space)"
+        do = f"did you mean {near!r}?" if near else "pass another --like, or leave it out"
+        raise PlanError(f"{mine.ref} has no token {like!r}", wanted=one, do=do)
     output = extend(mine.tokens, {text: {"special": special} for text in texts})
     loaded(output)
     wanted = np.array([output.ids[text] for text in texts], np.int64)
@@ -105,7 +110,8 @@ def pad(
     mine = subject(model, Path(cache) if cache else None)
     if options.method in ("subword",) or needs_donor(options.method):
         fitting = [name for name in names() if name != "subword" and not needs_donor(name)]
-        raise PlanError(f"rows without tokens cannot be made by {options.method}", wanted=", ".join(fitting))
+        what, do = f"rows without tokens cannot be made by {options.method}", "use another way"
+        raise PlanError(what, wanted=", ".join(fitting), found=options.method, do=do)
     rows = _multiple(mine.held, multiple)
     note = f"{rows} rows instead of {mine.held}" if rows != mine.held else f"there are {rows} rows already"
 

@@ -56,7 +56,8 @@ def transplant(
     check(options.method)
     for name, side in (("prefix_match", prefix_match), ("byte_match", byte_match)):
         if side not in SIDES:
-            raise PlanError(f"{name} cannot be {side!r}", wanted=", ".join(SIDES), found=side)
+            do = "choose one of these"
+            raise PlanError(f"{name} cannot be {side!r}", wanted=", ".join(SIDES), found=side, do=do)
     code, folder = CODES[lora_merge_dtype] if lora_merge_dtype else None, Path(cache) if cache else None
     mine, theirs = subject(model, folder, code), subject(donor, folder, code)
     output = theirs.tokens
@@ -162,7 +163,10 @@ def pieces(own: Tokens, donor: Tokens, wanted: Index) -> list[list[int]]:
     """The text of each of the donor's tokens as ids of the model's tokenizer."""
     if own.data is None or donor.data is None:
         raise PlanError(
-            "subword needs tokenizers that can be run", wanted="tokenizer.json in both models", found="older files"
+            "subword needs tokenizers that can be run",
+            wanted="tokenizer.json in both models",
+            found="older files",
+            do="load the older one with transformers and save it again, or use another way",
         )
     reader, speaker = loaded(own), loaded(donor)
     texts = {n: text for text, n in donor.ids.items()}

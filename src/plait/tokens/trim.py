@@ -50,9 +50,11 @@ def trim(
     keep = list(keep)
     if lacking := [text for text in keep if text not in mine.tokens.ids]:
         found, wanted = ", ".join(map(repr, lacking[:4])), "tokens as tokenizer.json writes them (Ġ or ▁ for a space)"
-        raise PlanError(f"{mine.ref} lacks {len(lacking)} of the tokens to keep", wanted=wanted, found=found)
+        what, do = f"{mine.ref} lacks {len(lacking)} of the tokens to keep", "write them so, or leave them out"
+        raise PlanError(what, wanted=wanted, found=found, do=do)
     if not keep and not texts and not unused:
-        raise PlanError("nothing is said about what stays", wanted="--keep FILE, --text FILE or --unused", found="none")
+        what, do = "nothing is said about what stays", "pass --keep FILE, --text FILE or --unused"
+        raise PlanError(what, wanted="tokens to keep", found="none", do=do)
     output, old = mine.tokens, np.sort(np.fromiter(mine.tokens.ids.values(), np.int64))
     if keep or texts:
         ids = {mine.tokens.ids[text] for text in keep} | _seen(mine.tokens, texts)
@@ -102,7 +104,8 @@ def _parts(path: Path) -> Iterable[list[str]]:
             while part := file.readlines(CHUNK):
                 yield part
     except OSError as error:
-        raise PlanError(f"{path} cannot be read", wanted="a text file", found=error.strerror or str(error)) from error
+        found, do = error.strerror or str(error), "check the path and its permissions"
+        raise PlanError(f"{path} cannot be read", wanted="a text file", found=found, do=do) from error
 
 
 def needed(tokens: Tokens, ids: Collection[int]) -> set[int]:

@@ -183,7 +183,8 @@ def _checked(path: Path, ids: object) -> dict[str, int]:
 
 
 def _broken(path: Path, wanted: str, found: str) -> ModelError:
-    return ModelError(f"{path} holds no vocabulary that can be read", wanted=wanted, found=found)
+    do = "copy the file from the model that this one was made from"
+    return ModelError(f"{path} holds no vocabulary that can be read", wanted=wanted, found=found, do=do)
 
 
 _READERS = {

@@ -106,7 +106,13 @@ class Setting:
         """The output's tokens, the model whose tokenizer they come from, and what to say about it."""
         source = self.donor if isinstance(request.source, str) else self.number[request.source]
         if self.tokens(source) is None:
-            raise PlanError(f"{self.models[source].ref} has no tokenizer that can be read", where=self.where)
+            raise PlanError(
+                f"{self.models[source].ref} has no tokenizer that can be read",
+                wanted="tokenizer.json, vocab.json, tokenizer.model or vocab.txt in its folder",
+                found="none",
+                do="copy the tokenizer files of the model that it was made from into its folder",
+                where=self.where,
+            )
         output, notes = self.stripped(source), []
         gone = self.tokens(source).size - output.size if output is not self.tokens(source) else 0  # type: ignore[union-attr]
         if gone:
@@ -145,7 +151,13 @@ class Setting:
                     wanted = f"the token {word!r}" if word is not None else f"an id below {self.held.get(model, 0)}"
                     what = f"{rule.model} has no row for the source of {text!r}"
                     problems.append(
-                        PlanError(what, wanted=wanted, found=str(rule.token_id or "none"), where=rule.where)
+                        PlanError(
+                            what,
+                            wanted=wanted,
+                            found="none" if rule.token_id is None else str(rule.token_id),
+                            do="name another token of it, or another model",
+                            where=rule.where,
+                        )
                     )
             found.append(Rule(output.ids[text], model, row, rule.force))
         raise_all(problems)

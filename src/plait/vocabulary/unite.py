@@ -131,7 +131,8 @@ def loaded(tokens: Tokens) -> Tokenizer:
     try:
         made = Tokenizer.from_str(json.dumps(tokens.data, ensure_ascii=False))
     except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{tokens.path} cannot be used", wanted="a tokenizer.json", found=str(error)[:120]) from error
+        what, do = f"{tokens.path} cannot be used", "copy it from the model that this one was made from"
+        raise ModelError(what, wanted="a tokenizer.json", found=str(error)[:120], do=do) from error
     given = made.get_vocab(with_added_tokens=True)
     wrong = next((text for text, n in tokens.ids.items() if given.get(text) != n), None)
     if wrong is not None:
