@@ -63,10 +63,8 @@ def prepare(
         return [Part("", _plan(recipe, "", names, options, cache, beside))]
     if len(pipelines) < len(folders):
         odd = next(ref for ref in folders if ref not in pipelines)
-        what, do = (
-            f"{odd} is no pipeline, and others are",
-            "list pipelines alone, or one component of each: PIPELINE/unet",
-        )
+        what = f"{odd} is no pipeline, and others are"
+        do = "list pipelines alone, or one component of each: PIPELINE/unet"
         raise ModelError(what, wanted=_PIPELINE, found=str(folders[odd]), do=do)
     first = pipelines[recipe.base or recipe.references()[0]]
     return [Part(name, _plan(recipe, name, names, options, cache, beside)) for name in components(first)]
@@ -160,10 +158,8 @@ def _joined(found: Sequence[Opened], names: Names) -> list[Model]:
         )
     if not common and names != "union":
         found_names = "; ".join(f"{o.ref}: {some(list(o.checkpoint.specs))}" for o in found)
-        what, do = (
-            "the inputs have no tensor in common",
-            "give models of one kind, or pass -u to keep the tensors of all",
-        )
+        what = "the inputs have no tensor in common"
+        do = "give models of one kind, or pass -u to keep the tensors of all"
         raise PlaitError(what, wanted="equal names", found=found_names, do=do)
     kept = every if names == "union" else common
     return [
