@@ -175,7 +175,8 @@ class _Tree:
         if id(node) in self.built:
             return self.built[id(node)][:2]
         if id(node) in self.open:
-            raise RecipeError("an anchor contains itself", do="write the entry out", where=self.where(node))
+            found, do = "an alias of what it stands in", "write the entry out"
+            raise RecipeError("an anchor contains itself", found=found, do=do, where=self.where(node))
         self.open.add(id(node))
         value, sizes = self._value(node)
         self.open.remove(id(node))

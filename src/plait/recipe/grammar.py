@@ -39,9 +39,9 @@ class Reading:
     problems: list[PlaitError] = field(default_factory=list)
     ignored: list[RecipeError] = field(default_factory=list)
 
-    def ignore(self, what: str, do: str | None, where: Where | None) -> None:
+    def ignore(self, what: str, do: str, where: Where | None, wanted: str | None = None) -> None:
         """Note something that mergekit passes over in silence."""
-        self.ignored.append(RecipeError(what, do=do, where=where))
+        self.ignored.append(RecipeError(what, wanted=wanted, do=do, where=where))
 
     def refuse(self, error: PlaitError, where: Where | None = None) -> None:
         """Note an error, or each of several; `where` is used for those that do not know their place."""
@@ -79,7 +79,9 @@ class Keys(BaseModel):
     def _read(cls, value: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
         if isinstance(value, dict) and isinstance(info.context, Reading):
             for key in (key for key in value if key not in cls.words()):
-                info.context.ignore(*cls._unknown(key), key_place(value, key))
+                what, do = cls._unknown(key)
+                wanted = ", ".join(cls.words())
+                info.context.ignore(what, do, key_place(value, key), None if wanted in do else wanted)
         made = handler(value)
         made._where = place(value)
         return made
