@@ -200,3 +200,15 @@ def test_a_file_outside(out: Path) -> None:
     make.write_json(out / "plait_provenance.json", facts)
     with pytest.raises(PlaitError, match="no files of its folder"):
         verify(out)
+
+
+@pytest.mark.parametrize("verb", ["verify", "report", "reproduce", "card"])
+def test_provenance_of_another_shape(verb: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A provenance that holds other things than a merge writes is an error that can be mended, for every verb that reads it."""
+    facts = read(out / "plait_provenance.json")
+    for key in ("models", "settings", "output", "options", "nested", "stacking", "recipe_file", "seed", "recipe"):
+        make.write_json(out / "plait_provenance.json", {**facts, key: [5] if key != "seed" else "x"})
+        with pytest.raises(SystemExit) as ended:
+            main([verb, str(out)])
+        assert ended.value.code == 2
+        assert f"found:  {key}: " in capsys.readouterr().err

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from plait.checkpoint.directory import read_json
 from plait.errors import OutputError, PlaitError, Problems, RecipeError, raise_all
 from plait.journal import NAME as JOURNAL
 from plait.merged import Merge
 from plait.output.save import Saved
-from plait.output.whole import PROVENANCE, differences
+from plait.output.whole import differences, read_provenance
 from plait.plan import Plan
 from plait.prepare import Stage, prepare
 from plait.recipe import Recipe, kinds
@@ -97,11 +96,11 @@ def _stage(
         return Made(name, out, plan, write(plan, out, **more))
     how = {"resume": lazy and not more.get("force"), "force": not lazy or bool(more.get("force"))}
     interrupted = (out / JOURNAL).exists()
-    before = read_json(out / PROVENANCE) if (out / PROVENANCE).is_file() else {}
+    before = read_provenance(out)
     saved = write(plan, out, **{**more, **how, "stage": name})
     if not how["resume"] or saved.untouched or not (before or interrupted):
         return Made(name, out, plan, saved)
-    why = differences(before, read_json(out / PROVENANCE)) if before else []
+    why = differences(before, read_provenance(out)) if before else []
     return Made(
         name, out, plan, saved, tuple(why or ["it was interrupted" if interrupted else "its files were changed"])
     )

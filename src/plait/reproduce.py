@@ -14,7 +14,7 @@ from plait.errors import ModelError
 from plait.merged import Merge
 from plait.output.card import read_facts
 from plait.output.hashes import sha256
-from plait.output.whole import PROVENANCE, differences, listed, recipe_in_place, tensor_hashes
+from plait.output.whole import PROVENANCE, differences, listed, pins, recipe_in_place, tensor_hashes
 from plait.prepare import prepare
 from plait.run import Progress
 
@@ -83,7 +83,7 @@ def reproduce(
         seed=facts["seed"],
         cache=cache,
         relative_to=Path(relative_to) if relative_to else None,
-        pins=dict(_pins(facts)),
+        pins=dict(pins(facts)),
         **{name: options[name] for name in _PLANNING},
     )
     with _place(folder, into) as place:
@@ -148,15 +148,6 @@ def _models(facts: Mapping[str, Any]) -> bool:
         and isinstance(nested, list)
         and all(isinstance(inner, dict) and _models(inner) for inner in nested)
     )
-
-
-def _pins(facts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str | None, str | None]]]:
-    """The commits that the models had, those of nested merges among them."""
-    for model in facts["models"]:
-        if model.get("revision") or model.get("adapter_revision"):
-            yield str(model["model"]), (model.get("revision"), model.get("adapter_revision"))
-    for inner in facts.get("nested") or ():
-        yield from _pins(inner)
 
 
 @contextmanager

@@ -79,7 +79,11 @@ def verify(out: str | os.PathLike[str], *, threads: int | None = None) -> Verifi
         problems.extend(found)
         checks[name] = good if not found else f"wrong: {len(found)}" if len(found) > 1 else f"wrong: {found[0].what}"
 
-    tell("index", f"{len(files)} files, {len(weights.specs)} tensors", list(_index(folder, files, weights)))
+    tell(
+        "index",
+        f"{len(files)} file{'s' * (len(files) != 1)}, {len(weights.specs)} tensors",
+        list(_index(folder, files, weights)),
+    )
     with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
         looked = dict(zip(weights.extents, pool.map(_look, weights.extents.values()), strict=True))
     output = facts.get("output", {}) if facts else {}

@@ -223,5 +223,8 @@ def test_no_merge(models: list[Path], tmp_path: Path) -> None:
     facts = read_facts(merged(tmp_path / "out", *models))
     for damage in ({"models": 3}, {"settings": [1]}, {"output": None}, {"seed": {}, "versions": []}):
         make.write_json(tmp_path / "out" / "plait_provenance.json", {**facts, **damage})
-        with pytest.raises(ModelError, match="what a card is made of"):
+        with pytest.raises(ModelError, match="cannot be what a merge wrote"):
             rewrite(tmp_path / "out")
+    make.write_json(tmp_path / "out" / "plait_provenance.json", {**facts, "models": [{"model": 3}]})
+    with pytest.raises(ModelError, match="what a card is made of"):
+        rewrite(tmp_path / "out")

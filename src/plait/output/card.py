@@ -19,6 +19,7 @@ from plait.checkpoint.directory import read_json
 from plait.errors import ModelError, OutputError
 from plait.output.depths import sparkline
 from plait.output.parents import agreed
+from plait.output.whole import PROVENANCE, read_provenance
 
 TEMPLATE = "card.md.jinja"
 SCORES = "plait_scores.json"
@@ -72,15 +73,14 @@ def card(
 
 def read_facts(out: Path) -> dict[str, Any]:
     """The provenance of the merge in `out`; raises `ModelError` when there is none that a card can be made of."""
-    path = out / "plait_provenance.json"
-    if not path.is_file():
+    if not (out / PROVENANCE).is_file():
         raise ModelError(
             f"{out} is no merge of plait",
             wanted="a folder with plait_provenance.json, as `plait merge` writes it",
             found="no such file" if out.is_dir() else "no such folder",
             do="name the OUT of a merge",
         )
-    facts = read_json(path)
+    facts = read_provenance(out)
     missing = [key for key in ("plait", "recipe", "models", "output", "settings") if key not in facts]
     if missing:
         raise _not_provenance(f"no {', no '.join(missing)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,39 @@ from plait.output.identity import Stamps
 
 PROVENANCE = "plait_provenance.json"
 _DECIDES = ("recipe", "models", "seed", "options", "methods", "plait", "versions")
+
+
+#: what stands in a provenance, as far as plait reads it again; lists are of mappings
+_SHAPE: Mapping[str, type] = {
+    **dict.fromkeys(("plait", "recipe", "method", "command", "recipe_file", "stage"), str),
+    **dict.fromkeys(("models", "settings", "stacking", "nested"), list),
+    **dict.fromkeys(("output", "options", "versions", "side_files", "methods"), dict),
+    "seed": int,
+}
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What the merge in `folder` recorded, nothing without such a file; raises `ModelError` for one of another shape."""
+    path = folder / PROVENANCE
+    return refuse_shape(read_json(path)) if path.is_file() else {}
+
+
+def refuse_shape(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same facts; raises `ModelError` where they are no provenance's."""
+    for key, value in facts.items():
+        kind = _SHAPE.get(key, object)
+        if not isinstance(value, kind) or (isinstance(value, list) and kind is list and not _mappings(value)):
+            raise ModelError(
+                f"{PROVENANCE} cannot be what a merge wrote",
+                wanted="a list of mappings" if kind is list else f"a {kind.__name__}",
+                found=f"{key}: {ascii(value)[:60]}",
+                do="it was changed, or is from another plait: run the merge again, from plait_config.yml",
+            )
+    return facts
+
+
+def _mappings(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def tensor_hashes(folder: Path) -> dict[str, str]:
@@ -50,7 +83,7 @@ def finished(out: Path, facts: Mapping[str, Any], before: Stamps) -> bool:
 
 def refuse_other(out: Path, stage: str) -> None:
     """Raise `OutputError` for a folder that does not hold a stage of this name, of any recipe."""
-    facts = read_json(out / PROVENANCE)
+    facts = read_provenance(out)
     if (name := facts.get("stage")) != stage:
         raise OutputError(
             f"{out} is not the stage {stage!r} of an earlier run",
@@ -68,6 +101,16 @@ def recipe_in_place(folder: Path, facts: Mapping[str, Any]) -> Path | None:
         return file if file and file.read_text("utf-8").strip() == str(facts.get("recipe")).strip() else None
     except (OSError, ValueError):
         return None
+
+
+def pins(facts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str | None, str | None]]]:
+    """The commits that the models and their adapters had, those of nested merges among them, as `prepare` takes them."""
+    for model in facts.get("models") or ():
+        own, adapter = (m if isinstance(m, str) else None for m in map(model.get, ("revision", "adapter_revision")))
+        if own or adapter:
+            yield str(model.get("model")), (own, adapter)
+    for inner in facts.get("nested") or ():
+        yield from pins(refuse_shape(inner))
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,10 @@ from typing import Any
 
 from plait import arch
 from plait.checkpoint import Checkpoint, Rows
-from plait.checkpoint.directory import read_json
 from plait.diff.sides import Side, open_side, open_sides, short
 from plait.errors import ModelError, Problems
 from plait.output.provenance import together
-from plait.output.whole import PROVENANCE, recipe_in_place
+from plait.output.whole import pins, read_provenance, recipe_in_place
 from plait.plan import Input, Plan
 from plait.prepare import prepare
 from plait.types import TensorSpec
@@ -72,9 +71,9 @@ def trace(
     Raises `ModelError` where they cannot be had, and what planning raises.
     """
     folder = Path(os.fspath(out)).expanduser()
-    recorded = read_json(folder / PROVENANCE) if (folder / PROVENANCE).is_file() else {}
+    facts = read_provenance(folder)
     if against:
-        return Origin(open_sides([*against, out], cache), None, recorded)
+        return Origin(open_sides([*against, out], cache), None, facts)
     beside = next((folder / name for name in RECIPES if (folder / name).is_file()), None)
     if recipe is None and beside is None:
         raise ModelError(
@@ -83,10 +82,10 @@ def trace(
             found="neither" if folder.is_dir() else "no such folder",
             do="name the recipe with --recipe, or the parents with --against, the base first",
         )
-    source = Path(recipe) if recipe else recipe_in_place(folder, recorded) or beside
+    source = Path(recipe) if recipe else recipe_in_place(folder, facts) or beside
     assert source
     try:
-        plan = prepare(source, cache=cache, **_options(recorded))
+        plan = prepare(source, cache=cache, pins=dict(pins(facts)), **_options(facts))
     except (ModelError, Problems) as error:
         first = error.problems[0] if isinstance(error, Problems) else error
         if not isinstance(first, ModelError):
@@ -99,7 +98,7 @@ def trace(
         ) from error
     named = open_side(str(folder), folder.resolve().name, cache)
     sides, notes = _sides(named, plan)
-    return Origin(sides, plan, recorded, (*notes, *_moved(plan, recorded)))
+    return Origin(sides, plan, facts, (*notes, *_moved(plan, facts)))
 
 
 def _options(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,15 +152,11 @@ def _of(plan: Plan, place: Input) -> Checkpoint:
     return plan.models[place.model].opened.checkpoint
 
 
-def _moved(plan: Plan, recorded: Mapping[str, Any]) -> list[str]:
-    """Parents that are not what they were when they were merged."""
-    before = {m.get("model"): m for m in recorded.get("models", []) if isinstance(m, Mapping)}
-    told = []
-    for model in plan.models:
-        was = before.get(str(model.ref), {})
-        now = model.opened.revision
-        if now != was.get("revision", now):
-            told.append(f"{model.ref} has gone on: merged at {was['revision'][:12]}, compared at {str(now)[:12]}")
-        elif now is None and was.get("fingerprint") not in (None, together(model.opened)):
-            told.append(f"the weights of {model.ref} have changed since they were merged")
-    return told
+def _moved(plan: Plan, facts: Mapping[str, Any]) -> list[str]:
+    """Parents on this disk that are not what they were when they were merged."""
+    before = {m.get("model"): m.get("fingerprint") for m in facts.get("models", ())}
+    return [
+        f"the weights of {model.ref} have changed since they were merged"
+        for model in plan.models
+        if model.opened.revision is None and before.get(str(model.ref)) not in (None, together(model.opened))
+    ]
