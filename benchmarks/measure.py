@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,24 +19,27 @@ class Figures:
     peak: float  # resident MB of the process, or of its largest child
 
 
-def measured(command: list[str], where: Path, wanted: int = 0) -> Figures:
-    """Run a command that must end with the exit code `wanted`.
+#: a small process between this one and the measured one, whose peak would else count what this one held when it began
+LAUNCHER = """
+import json, os, subprocess, sys, time
+begun = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+wall = time.perf_counter() - begun
+print(json.dumps([os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
+"""
 
-    Python may keep compiled modules, as it does where packages are installed. A child's peak counts what its parent held when
-    it began: keep the parent small.
-    """
+
+def measured(command: list[str], where: Path, wanted: int = 0) -> Figures:
+    """Run a command that must end with the exit code `wanted`. Python may keep compiled modules, as installers do."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with open(where / "log", "w") as log:
-        begun = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=where, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - begun
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != wanted:
-        sys.exit(f"{shlex.join(command)} ended with {process.returncode}:\n{(where / 'log').read_text()[-2000:]}")
-    return Figures(
-        wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / (1024 if sys.platform == "linux" else 1 << 20)
-    )
+        launcher = [sys.executable, "-S", "-E", "-c", LAUNCHER, *command]
+        done = subprocess.run(launcher, stdout=subprocess.PIPE, stderr=log, cwd=where, env=environment, check=True)
+    code, wall, cpu, peak = json.loads(done.stdout)
+    if code != wanted:
+        sys.exit(f"{shlex.join(command)} ended with {code}:\n{(where / 'log').read_text()[-2000:]}")
+    return Figures(wall, cpu, peak / (1024 if sys.platform == "linux" else 1 << 20))
 
 
 def plait(*arguments: object) -> list[str]:

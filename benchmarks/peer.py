@@ -157,11 +157,12 @@ def main() -> None:
         if not options.cold:
             remember(weights)
         found: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
-        found |= {"machine": machine(), "input_bytes": weights[0].stat().st_size}
+        found |= {"machine": machine()}
+        nbytes = weights[0].stat().st_size
         found |= {"peer": version(options.peer)} if options.peer else {}
         runs = found.setdefault("runs", [])
         print(
-            f"{machine()}; inputs of {found['input_bytes'] / 1e9:.2f} GB; {found.get('peer', 'no peer')}; {where}",
+            f"{machine()}; inputs of {nbytes / 1e9:.2f} GB; {found.get('peer', 'no peer')}; {where}",
             flush=True,
         )
         took: dict[tuple[str, str], float] = {}
@@ -172,7 +173,7 @@ def main() -> None:
                 path = folder / f"{name}.yml"
                 path.write_text(yaml.safe_dump(recipes(inputs, options.layers)[name]))
                 read = [w for w, p in zip(weights, inputs, strict=True) if str(p) in path.read_text()]
-                size = found["input_bytes"] if name != "passthrough" else _stacked(options)
+                size = nbytes if name != "passthrough" else _stacked(options)
                 commands = {
                     "floor": [sys.executable, "-S", "-E", "-c", FLOOR, *map(str, read), str(size), str(out / "floor")],
                     "plait": plait("merge", path, out, "--quiet"),

@@ -59,8 +59,9 @@ def table(found: dict[str, Any]) -> Iterator[str]:
         peer, floor = pairs(runs, merge, "peer"), pairs(runs, merge, "floor")
         if not peer:
             continue
+        small = f", inputs of {nbytes / 1e9:.2f} GB" if (nbytes := peer[0][0]["input_bytes"]) != _usual(found) else ""
         yield (
-            f"| {title} | {median(peer, 0, 'wall'):.1f}, {median(peer, 1, 'wall'):.1f} | **{ratio(peer, 'wall'):.1f}** "
+            f"| {title}{small} | {median(peer, 0, 'wall'):.1f}, {median(peer, 1, 'wall'):.1f} | **{ratio(peer, 'wall'):.1f}** "
             f"| {ratio(peer, 'cpu'):.1f} | {median(peer, 0, 'peak'):.0f}, {median(peer, 1, 'peak'):.0f} "
             f"| {1 / ratio(floor, 'wall'):.2f} | {len(peer)} |"
         )
@@ -86,10 +87,16 @@ def floors(found: dict[str, Any]) -> Iterator[str]:
             yield f"| {title} | {' | '.join(cells)} |"
 
 
+def _usual(found: dict[str, Any]) -> int:
+    """The size that most inputs have."""
+    return statistics.mode(run["input_bytes"] for run in found["runs"])
+
+
 def caption(found: dict[str, Any]) -> str:
     return (
-        f"{found['machine']}; {found.get('peer', 'no peer')}; inputs of {found['input_bytes'] / 1e9:.2f} GB each in bfloat16, "
-        "in the page cache. Whole processes, start-up included, one after the other; medians of the pairs."
+        f"{found['machine']}; {found.get('peer', 'no peer')}; inputs of {_usual(found) / 1e9:.2f} GB each in bfloat16, "
+        "in the page cache. Whole processes, start-up included, one after the other; medians of the pairs. Other processes "
+        "shared the two cores, so that seconds are too long, of plait and of mergekit; CPU seconds and memory say more."
     )
 
 
@@ -124,7 +131,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
     chart.x_labels = [TITLES[merge] for merge in merges]
     for title, figure in (("CPU seconds", "cpu"), ("wall seconds", "wall")):
         chart.add(title, [ratio(pairs(found["runs"], merge, "peer"), figure) for merge in merges])
-    file.write_bytes(chart.render())
+    file.write_text(chart.render(is_unicode=True), "utf-8")
 
 
 def between(text: str, mark: str, new: str) -> str:
