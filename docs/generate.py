@@ -1,4 +1,4 @@
-"""Write the pages that come from the code: docs/methods.md, docs/methods/*.md, docs/bricks/*.md and docs/cli.md.
+"""Write the pages that come from the code: docs/methods.md, docs/methods/*.md, docs/bricks/*.md, docs/cli.md, docs/messages.md.
 
 python docs/generate.py            writes them
 python docs/generate.py --check    exits with 1 and names the pages that are not what it would write
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import messages
 import yaml
 
 from plait.brick import Brick
@@ -38,6 +39,7 @@ def pages() -> dict[str, str]:
         **{f"methods/{name}.md": _page(method) for name, method in methods.items()},
         **{f"bricks/{name}.md": _brick(brick) for name, brick in bricks().items() if _ours(brick)},
         "cli.md": _cli(),
+        "messages.md": f"{NOTE}\n{messages.page()}",
     }
 
 
