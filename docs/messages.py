@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import plait
 
 HOUSE = Path(plait.__file__).parent
 DOCS = Path(__file__).parent
-PARTS = ("what", "wanted", "do")
 HEAD = """
 # Every message
 
@@ -41,8 +39,13 @@ class Site:
 
 @functools.cache
 def sites() -> list[Site]:
-    """Every construction of a `PlaitError` or of a class made of it, in the order of the source."""
-    trees = {path.relative_to(HOUSE).as_posix(): ast.parse(path.read_text("utf-8")) for path in HOUSE.rglob("*.py")}
+    """Every construction of a `PlaitError` or of a class made of it in plait, in the order of the source."""
+    return read({path.relative_to(HOUSE).as_posix(): path.read_text("utf-8") for path in HOUSE.rglob("*.py")})
+
+
+def read(sources: dict[str, str]) -> list[Site]:
+    """The same of any sources: path -> text."""
+    trees = {path: ast.parse(text) for path, text in sources.items()}
     classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     errors = {"PlaitError"}
     while more := {c.name for c in classes if errors & {_name(base) for base in c.bases}} - errors:
@@ -104,20 +107,28 @@ def page() -> str:
     readme = (DOCS.parent / "README.md").read_text("utf-8")
     tree = re.findall(r"^  (\w+)(?:\.py|/) +(.+)$", readme.split("\nsrc/plait/\n", 1)[1].split("```")[0], re.M)
     rooms: dict[str, set[tuple[str, ...]]] = {room: set() for room, _ in tree}
-    for site in itertools.chain.from_iterable(map(_apart, sites())):
+    for site in sites():
         room = site.path.split("/")[0].removesuffix(".py")
-        if room in rooms and site.path != "errors.py" and "what" in site.parts:
-            wanted, do = (" / ".join(texts(site.parts.get(part), site)) for part in PARTS[1:])
-            rooms[room] |= {
-                (what, wanted, do) for what in texts(site.parts["what"], site) if re.search(r"[^\W_]", what)
-            }
+        if room in rooms and site.path != "errors.py":
+            rooms[room].update(rows(site))
     text = HEAD
     for room, words in tree:
         if rooms[room]:
-            rows = sorted(rooms[room], key=lambda row: [re.sub(r"[\\*…'\"]", "", part).strip().lower() for part in row])
+            table = sorted(
+                rooms[room], key=lambda row: [re.sub(r"[\\*…'\"]", "", part).strip().lower() for part in row]
+            )
             text += f"\n## {words[0].upper()}{words[1:]}\n\nIn `{room}`.\n\n| the message says | wanted | do |\n|---|---|---|\n"
-            text += "".join(f"| {' | '.join(row)} |\n".replace("**", "* *") for row in rows)
+            text += "".join(f"| {' | '.join(row)} |\n".replace("**", "* *") for row in table)
     return text
+
+
+def rows(site: Site) -> Iterator[tuple[str, ...]]:
+    """What a site may say: sentence, wanted, do."""
+    for one in _apart(site):
+        wanted, do = (" / ".join(texts(one.parts.get(part), one)) for part in ("wanted", "do"))
+        for what in texts(one.parts.get("what"), one):
+            if re.search(r"[^\W_]", what):
+                yield what, wanted, do
 
 
 def texts(node: ast.expr | None, site: Site, depth: int = 0) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import make
+import messages
 from plait.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "errors.md").read_text("utf-8")
@@ -54,6 +55,37 @@ def full(folder: Path) -> Any:
 
 def words(*given: str) -> Case:
     return lambda folder: [word.replace("@", str(folder)) for word in given]
+
+
+def after(change: Callable[[Path], Any], *given: str) -> Case:
+    """A command line, once something was done to the folder."""
+    return lambda folder: [change(folder), *words(*given)(folder)][1:]
+
+
+def mixture(**keys: Any) -> Callable[[Path], Any]:
+    def write(folder: Path) -> Any:
+        experts = [{"source_model": str(folder / m), "positive_prompts": [m]} for m in "ab"]
+        return make.write_json(folder / "moe.yml", {"base_model": str(folder / "a"), "experts": experts} | keys)
+
+    return write
+
+
+def stages(*names: str) -> Callable[[Path], Any]:
+    def write(folder: Path) -> Any:
+        recipes = [{**make.recipe("linear", folder / "a"), **({"name": name} if name else {})} for name in names]
+        (folder / "stages.yml").write_text("\n---\n".join(map(json.dumps, recipes)))
+
+    return write
+
+
+def untold(folder: Path) -> None:
+    for file in (folder / "a").glob("tokenizer*"):
+        file.unlink()
+
+
+def fewer(folder: Path) -> None:
+    make.write(folder / "b", {k: x for k, x in make.tensors(1).items() if k != "model.norm.weight"})
+    make.write_json(folder / "r.yml", make.recipe("linear", folder / "a", folder / "b"))
 
 
 #: what the page says of it -> (how it comes about, words of the message)
@@ -99,6 +131,44 @@ CASES: dict[str, tuple[Case, str]] = {
     "no tensor": (words("explain", "@/r.yml", "model.nrom.weight"), "the output has no tensor"),
     "unknown method's page": (words("methods", "linaer"), "there is no merge method"),
     "no GGUF of that": (words("inspect", "@/r.gguf"), "GGUF"),
+    "multi: OUT twice": (words("multi", "@/r.yml", "@/out", "--out-path", "@/out2"), "the output is given twice"),
+    "multi: no OUT": (after(stages("x", ""), "multi", "@/stages.yml"), "there is no place for"),
+    "multi: no name of a folder": (after(stages("../x", ""), "multi", "@/stages.yml", "@/out", "--intermediate-dir", "@/kept"), "cannot be the name of a folder"),
+    "raw: both": (words("raw", "@/r.yml", "@/out", "-i", "-u"), "contradict each other"),
+    "raw: other tensors": (after(fewer, "raw", "@/r.yml", "@/out"), "the inputs do not have the same tensors"),
+    "raw: an adapter": (after(lambda f: make.write_json(f / "r.yml", make.recipe("linear", f"{f}/a+{f}/b", f / "b")), "raw", "@/r.yml", "@/out"), "has an adapter"),
+    "extract: one model": (words("lora", "extract", "--model", "@/a", "--base-model", "@/a", "--out-path", "@/out"), "model and base are one"),
+    "extract: all of the energy": (words("lora", "extract", "--model", "@/a", "--base-model", "@/b", "--out-path", "@/out", "--energy", "90"), "cannot be 90"),
+    "extract: a pattern": (words("lora", "extract", "--model", "@/a", "--base-model", "@/b", "--out-path", "@/out", "-i", "("), "a pattern is no regular expression"),
+    "lora merge: weights": (words("lora", "merge", "@/a", "@/b", "@/out", "-w", "1", "-w", "2", "-w", "3"), "each adapter needs its weight"),
+    "lora merge: a method beside a recipe": (words("lora", "merge", "@/r.yml", "@/out", "--method", "ties"), "a recipe has its method"),
+    "lora merge: no adapter": (words("lora", "merge", "@/a", "@/b", "@/out"), "is not an adapter"),
+    "lora apply: no adapter": (words("lora", "apply", "@/a", "@/b", "@/out"), "is not an adapter"),
+    "lora apply: weights": (words("lora", "apply", "@/a", "@/b", "@/out", "-w", "1", "-w", "2"), "each adapter needs its weight"),
+    "moe: no such gate": (after(mixture(gate_mode="hiden"), "moe", "@/moe.yml", "@/out"), "is unknown"),
+    "moe: no experts": (after(mixture(experts=[]), "moe", "@/moe.yml", "@/out"), "there are too few experts"),
+    "moe: no class": (after(mixture(gate_mode="random", architecture="qwne"), "moe", "@/moe.yml", "@/out"), "no class that fits"),
+    "tokens trim: nothing": (words("tokens", "trim", "@/a", "@/out"), "nothing is said about what stays"),
+    "tokens trim: not its tokens": (after(lambda f: (f / "list").write_text("w5\nmine\n"), "tokens", "trim", "@/a", "@/out", "--keep", "@/list"), "of the tokens to keep"),
+    "tokens add: there": (words("tokens", "add", "@/a", "@/out", "w5"), "already"),
+    "tokens: no vocabulary": (after(untold, "tokens", "add", "@/a", "@/out", "new"), "has no vocabulary that can be changed"),
+    "tokens transplant: no way": (words("tokens", "transplant", "@/a", "@/a", "@/out", "-a", "mena"), "there is no way"),
+    "export: no type": (words("export", "gguf", "@/a", "@/out.gguf", "--type", "Q9"), "a GGUF file of type"),
+    "export: no tokenizer": (after(untold, "export", "gguf", "@/a", "@/out.gguf"), "has no tokenizer.json"),
+    "export: a tokenizer": (words("export", "gguf", "@/a", "@/out.gguf"), "cannot put into a GGUF file"),
+    "report: no merge": (words("report", "@/a"), "does not say what it was made of"),
+    "report: no parent": (words("report", "@/a", "--against", "@/none"), "there is no"),
+    "verify: cut": (after(lambda f: os.truncate(f / "a" / "model.safetensors", 900), "verify", "@/a"), "is not a whole safetensors file"),
+    "reproduce: nothing": (words("reproduce", "@/none"), "is no merge of plait"),
+    "push: no owner": (words("push", "@/a", "mine"), "names no owner"),
+    "push: no name": (words("push", "@/a", "me/is this a name"), "is no name for a repository"),
+    "push: a request to a branch": (words("push", "@/a", "me/mine", "--create-pr", "--revision", "v1"), "a pull request cannot go to a branch"),
+    "push: nothing": (words("push", "@/none", "me/mine"), "is not a model directory"),
+    "surgery: no layers": (words("surgery", "drop", "@/a", "7-9", "@/out"), "names no layers"),
+    "surgery: weights": (words("surgery", "shuffle", "-m", "@/a", "-m", "@/b", "-w", "1", "@/out"), "each model needs its weight"),
+    "diff: no folder for the page": (words("diff", "@/a", "@/b", "--page", "@/none/page.html"), "there is no folder"),
+    "convert: nothing": (words("convert"), "there is nothing to convert"),
+    "eval: nothing to ask": (words("eval", "@/a"), "there is nothing to ask the models"),
 }  # fmt: skip
 
 
@@ -135,7 +205,8 @@ def test_mistakes(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert said in told
     assert "Traceback" not in told
     assert re.search(r"^error: .+", told, re.M)
-    assert re.search(r"^  (wanted|found): +\S", told, re.M) or re.search(r"^  do: +\S", told, re.M)
+    for part in ("wanted|found", "do"):
+        assert re.search(rf"^  ({part}): +\S", told, re.M), f"{part} is not told"
     after = state(folder)
     assert after == before
     assert said in PAGE, "docs/errors.md does not tell of it"
@@ -150,6 +221,50 @@ def test_a_class_that_is_given_mends_one_that_is_odd(folder: Path) -> None:
         main(["merge", str(folder / "recipe.yml"), str(folder / "out"), "--quiet"])
     assert ended.value.code == 0
     assert json.loads((folder / "out" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+#: an error without parts of its own -> why
+PASSED_ON = {
+    ("errors.py", "Problems"): "holds errors that have theirs",
+    ("recipe/keys.py", "Problems"): "holds errors that have theirs",
+}
+
+
+def test_every_error_has_its_parts() -> None:
+    """Each place in the source that makes an error gives what to do, and what was wanted or found."""
+    found = messages.sites()
+    assert len(found) > 300
+    lacking = [
+        f"{site.path}:{site.line}"
+        for site in found
+        if (site.path, site.error) not in PASSED_ON
+        and not ("do" in site.parts and site.parts.keys() & {"wanted", "found"})
+    ]
+    assert lacking == []
+
+
+SOURCE = """
+class Odd(PlaitError): ...
+WANTED = 'a_b'
+def f(x, what, do='z'):
+    do = 'before'
+    do = 'one'
+    if x.last_name:
+        do = f'two {len(x)}'
+    raise module.Odd(what, wanted=WANTED if x else None, do=do)
+    do = 'after'
+def g(x):
+    f(x, f'{x.last_name!r} is *odd*')
+"""
+
+
+def test_messages_are_read_from_the_source() -> None:
+    """A sentence is that of the call, with names for what is filled in; parts are those that lines before may give."""
+    (site,) = messages.read({"x.py": SOURCE})
+    assert (site.error, site.line, set(site.parts)) == ("Odd", 10, {"what", "wanted", "do"})
+    (row,) = messages.rows(site)
+    assert row == ("*last name* is \\*odd\\*", "a_b", "one / two *number*")
+    assert "| *path* is not JSON |" in messages.page()
 
 
 def test_the_page_has_words_of_messages() -> None:
