@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import messages
 import yaml
 
+import messages
 from plait.brick import Brick
 from plait.bricks import bricks
 from plait.cli import cli

@@ -50,11 +50,14 @@ def read(sources: dict[str, str]) -> list[Site]:
     errors = {"PlaitError"}
     while more := {c.name for c in classes if errors & {_name(base) for base in c.bases}} - errors:
         errors |= more
+    own = {c.name for c in classes if any(isinstance(f, Function) and f.name == "__init__" for f in c.body)}
+    own.discard("PlaitError")
     found = []
     for path, tree in sorted(trees.items()):
         for call, within, owner, indent in _calls(tree):
-            name = owner if ast.unparse(call.func) == "super().__init__" else _name(call.func)
-            if name in errors:
+            above = ast.unparse(call.func) == "super().__init__"
+            name = owner if above else _name(call.func)
+            if name in (errors & own if above else errors - own):  # a class that words its error itself does so once
                 parts = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
                 parts |= {"what": call.args[0]} if call.args else {}
                 found.append(Site(path, call.lineno, indent, name, parts, within, tree))
