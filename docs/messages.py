@@ -76,28 +76,29 @@ def _calls(
         yield from _calls(child, inside, child.name if isinstance(child, ast.ClassDef) else owner, column)
 
 
-def _apart(site: Site) -> list[Site]:
-    """A site whose sentence is a parameter of the function around, once for each call of the function."""
-    parameters = _parameters(site.within)
-    places = {part: parameters.index(_name(node)) for part, node in site.parts.items() if _name(node) in parameters}
-    if "what" not in places:
-        return [site]
+Part = tuple[ast.expr | None, Site]  # an expression, and the place where it stands
+
+
+def _apart(site: Site) -> list[dict[str, Part]]:
+    """The parts of a site; when its sentence is a parameter of the function around, once for each call of that."""
+    parts: dict[str, Part] = {part: (node, site) for part, node in site.parts.items()}
+    function, parameters = site.within, _parameters(site.within)
+    names = {part: _name(node) for part, node in site.parts.items()}
+    passed = {part for part, name in names.items() if name in parameters and not _before(name, site)}
+    if function is None or "what" not in passed:
+        return [parts]
     apart = []
     for call, within, _, indent in _calls(site.module):
-        if site.within and _name(call.func) == site.within.name:
-            given = {part: _passed(call, parameters[at], at - _bound(parameters)) for part, at in places.items()}
-            parts = {part: node for part, node in site.parts.items() if part not in given}
-            parts |= {part: values[0] for part, values in given.items() if values}
-            apart.append(replace(site, line=call.lineno, indent=indent, parts=parts, within=within))
-    return apart or [site]
+        if _name(call.func) == function.name:
+            at = replace(site, line=call.lineno, indent=indent, within=within)
+            values = {part: _passed(call, names[part], parameters) for part in passed}
+            given: dict[str, Part] = {part: (found[0], at) for part, found in values.items() if found}
+            apart.append({part: node for part, node in parts.items() if part not in passed} | given)
+    return apart or [parts]
 
 
 def _parameters(function: Function | None) -> list[str]:
     return [a.arg for a in function.args.args] if function else []
-
-
-def _bound(parameters: list[str]) -> bool:
-    return parameters[:1] in (["self"], ["cls"])
 
 
 def _name(node: ast.expr) -> str:
@@ -127,11 +128,9 @@ def page() -> str:
 
 def rows(site: Site) -> Iterator[tuple[str, ...]]:
     """What a site may say: sentence, wanted, do."""
-    for one in _apart(site):
-        wanted, do = (" / ".join(texts(one.parts.get(part), one)) for part in ("wanted", "do"))
-        for what in texts(one.parts.get("what"), one):
-            if re.search(r"[^\W_]", what):
-                yield what, wanted, do
+    for parts in _apart(site):
+        whats, wanted, do = (texts(*parts.get(part, (None, site))) for part in ("what", "wanted", "do"))
+        yield from ((what, " / ".join(wanted), " / ".join(do)) for what in whats if re.search(r"[^\W_]", what))
 
 
 def texts(node: ast.expr | None, site: Site, depth: int = 0) -> list[str]:
@@ -155,17 +154,22 @@ def texts(node: ast.expr | None, site: Site, depth: int = 0) -> list[str]:
 
 def _values(name: str, site: Site) -> list[ast.expr]:
     """What a name may hold: by the lines before, by the calls of the function, or by the top of the file."""
-    if found := _given(name, site.within, site.line, site.indent) if site.within else []:
+    function, parameters = site.within, _parameters(site.within)
+    if found := _before(name, site):
         return found
-    parameters = _parameters(site.within)
-    if not site.within or name not in parameters:
+    if function is None or name not in parameters:
         return _given(name, site.module)
-    place = parameters.index(name) - _bound(parameters)
-    calls = [n for n in ast.walk(site.module) if isinstance(n, ast.Call) and _name(n.func) == site.within.name]
-    return [value for call in calls for value in _passed(call, name, place)]
+    calls = [n for n in ast.walk(site.module) if isinstance(n, ast.Call) and _name(n.func) == function.name]
+    return [value for call in calls for value in _passed(call, name, parameters)]
 
 
-def _passed(call: ast.Call, name: str, place: int) -> list[ast.expr]:
+def _before(name: str, site: Site) -> list[ast.expr]:
+    return _given(name, site.within, site.line, site.indent) if site.within else []
+
+
+def _passed(call: ast.Call, name: str, parameters: list[str]) -> list[ast.expr]:
+    """What a call passes for a parameter: one expression, or none."""
+    place = parameters.index(name) - (parameters[0] in ("self", "cls"))
     return [k.value for k in call.keywords if k.arg == name] or call.args[place : place + 1]
 
 
