@@ -120,13 +120,14 @@ def _never_read(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Me
         for name, setting in settings.items():
             if name in known and scope == "model" and not any(p.per_model for p in known[name]):
                 what = f"{name!r} has one value for all models: under a single model it is not looked at"
-                yield RecipeError(what, do="move it to 'parameters:' at the top level", where=setting.where)
+                do = "move it to 'parameters:' at the top level"
+                yield RecipeError(what, found="it under a model", do=do, where=setting.where)
             elif name in of_bricks:
                 if scope != "model":
                     brick, _, own = name.partition(".")
                     what = f"{name!r} stands under a model, for that model alone"
                     do = f"for all models, write {brick}: {{{own}: …}} under 'pre:' or 'post:'"
-                    yield RecipeError(what, do=do, where=setting.where)
+                    yield RecipeError(what, found=f"it at the level of the {scope}", do=do, where=setting.where)
             elif name not in known and name not in idle and name not in anywhere:
                 near = nearest(name, [*known, *idle, *of_bricks]) or nearest(name, anywhere)
                 yield RecipeError(

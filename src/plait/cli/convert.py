@@ -89,6 +89,7 @@ def _from_flags(models: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any
         guess = nearest(name, registry())
         raise RecipeError(
             f"there is no method {name!r}",
+            found=name,
             do=f"did you mean {guess}?" if guess else "name one of those that 'plait methods' lists",
         )
     known = {p.name for p in method.parameters} | set(method.idle)

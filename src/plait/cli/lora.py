@@ -166,7 +166,11 @@ def _recipe(sources: Sequence[str], options: Any) -> Any:
 
     if len(sources) == 1 and sources[0].endswith((".yml", ".yaml")):
         if options["method"] or options["weights"] or options["given"]:
-            raise PlaitError("a recipe has its method, weights and parameters in itself", do="write them into it")
+            raise PlaitError(
+                "a recipe has its method, weights and parameters in itself",
+                found="options beside one",
+                do="write them into it",
+            )
         return sources[0]
     _one_each(sources, options["weights"])
     method = registry().get(options["method"])

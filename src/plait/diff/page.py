@@ -20,7 +20,9 @@ def check(path: str | Path) -> None:
     try:
         library()
     except ImportError as error:
-        raise PlaitError("pygal, which draws the page, is not installed", do='pip install "plait[page]"') from error
+        raise PlaitError(
+            "pygal, which draws the page, is not installed", wanted="pygal", do='pip install "plait[page]"'
+        ) from error
     place = Path(path).expanduser().absolute().parent
     if not place.is_dir():
         raise OutputError(f"there is no folder {place}", wanted="a folder for the page", do="make it, or name another")

@@ -19,11 +19,13 @@ def whole(path: Path) -> str:
     try:
         text = path.read_text("utf-8")
     except OSError as error:
-        raise TaskError(f"{path} cannot be read", wanted="a file", found=error.strerror or str(error)) from error
+        raise TaskError(
+            f"{path} cannot be read", wanted="a file", found=error.strerror or str(error), do="check the path"
+        ) from error
     except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not text", wanted="UTF-8", found=str(error)) from error
+        raise TaskError(f"{path} is not text", wanted="UTF-8", found=str(error), do="save it in UTF-8") from error
     if not text.strip():
-        raise TaskError(f"{path} is empty", wanted="text", found="nothing")
+        raise TaskError(f"{path} is empty", wanted="text", found="nothing", do="check the path, or fill the file")
     return text
 
 
@@ -36,10 +38,20 @@ def rows(path: Path) -> Iterator[tuple[Where, dict[str, Any]]]:
                 row = json.loads(line)
             except ValueError as error:
                 raise TaskError(
-                    "a line is not JSON", wanted="{…} on each line", found=str(error), where=where
+                    "a line is not JSON",
+                    wanted="{…} on each line",
+                    found=str(error),
+                    do="write one object on one line",
+                    where=where,
                 ) from error
             if not isinstance(row, dict):
-                raise TaskError("a line is no JSON object", wanted="{…}", found=line[:60], where=where)
+                raise TaskError(
+                    "a line is no JSON object",
+                    wanted="{…}",
+                    found=line[:60],
+                    do='write {"prompt": …} on each line',
+                    where=where,
+                )
             yield where, row
 
 
@@ -47,5 +59,11 @@ def text_at(row: dict[str, Any], key: str, where: Where) -> str:
     """The text at `key`, not empty."""
     value = row.get(key)
     if not isinstance(value, str) or not value:
-        raise TaskError(f"a line has no {key!r}", wanted=f'{{"{key}": "…"}}', found=json.dumps(row)[:60], where=where)
+        raise TaskError(
+            f"a line has no {key!r}",
+            wanted=f'{{"{key}": "…"}}',
+            found=json.dumps(row)[:60],
+            do=f"write text at {key!r}",
+            where=where,
+        )
     return value

@@ -194,7 +194,12 @@ class _Tree:
             quoted = node.flow_style and any(getattr(item, "style", None) == '"' for item in node.value)
             for item in node.value:
                 if quoted and isinstance(item, yaml.ScalarNode) and not item.style and item.value.endswith('"'):
-                    self._problem(item, f"{short(item.value)} has a quote at its end only", do="add the missing quote")
+                    self._problem(
+                        item,
+                        f"{short(item.value)} has a quote at its end only",
+                        "none at its start",
+                        "add the missing quote",
+                    )
                 value, size = self.build(item)
                 seq.append(value)
                 seq.places.append(self.where(item))
@@ -204,7 +209,7 @@ class _Tree:
             return self._scalar(node), []
         if isinstance(node, yaml.ScalarNode) and node.tag in (_TAG + "value", _TAG + "merge"):
             return node.value, []
-        self._problem(node, f"the tag {node.tag!r} is not understood in a recipe", do="delete the tag")
+        self._problem(node, f"the tag {node.tag!r} is not understood in a recipe", "a tag of YAML", "delete the tag")
         return None, []
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
@@ -213,7 +218,10 @@ class _Tree:
                 raise ValueError  # it would take long to read, and longer to print
             return self.scalars.yaml_constructors[node.tag](self.scalars, node)
         except (ValueError, yaml.YAMLError, KeyError, OverflowError):
-            self._problem(node, f"{short(node.value)} cannot be read as a {node.tag.split(':')[-1]}", do="quote it")
+            kind = node.tag.split(":")[-1]
+            self._problem(
+                node, f"{short(node.value)} cannot be read as a {kind}", f"a value that looks like a {kind}", "quote it"
+            )
             return None
 
     def _map(self, node: yaml.MappingNode) -> tuple[Map, list[_Size]]:
@@ -236,7 +244,7 @@ class _Tree:
             result.keys_at[key], result.places[key] = self.where(key_node), self.where(value_node)
         for other in merged:
             if not isinstance(other, Map):
-                self._problem(node, "'<<' merges mappings only", do="give it an anchor of a mapping")
+                self._problem(node, "'<<' merges mappings only", "something else", "give it an anchor of a mapping")
                 continue
             for key in [key for key in other if key not in result]:
                 result[key] = other[key]
@@ -249,14 +257,12 @@ class _Tree:
             return key
         if isinstance(node, yaml.ScalarNode):
             what = f"the key {short(node.value)} is read as a {type(key).__name__}"
-            self._problem(node, what, do="quote it")
+            self._problem(node, what, "a key without quotes", "quote it")
         else:
-            self._problem(
-                node, "a key is a word, not a list or a mapping", do="fill in the placeholder, or quote the text"
-            )
+            self._problem(node, "a key is a word", "a list or a mapping", "fill in the placeholder, or quote the text")
         return None
 
-    def _problem(self, node: yaml.Node, what: str, found: str | None = None, do: str | None = None) -> None:
+    def _problem(self, node: yaml.Node, what: str, found: str, do: str) -> None:
         self.problems.append(RecipeError(what, found=found, do=do, where=self.where(node)))
 
 

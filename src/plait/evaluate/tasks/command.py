@@ -70,6 +70,7 @@ def _measures(line: str, name: str) -> dict[str, list[Measure]]:
         f"{name} did not print scores",
         wanted='a last line such as {"score": 0.5}, or {"score": [1, 0, 1]} for single items',
         found=line[:80] or "nothing",
+        do="let the program print its scores last, as JSON on one line",
     )
     try:
         data = json.loads(line)
@@ -95,7 +96,12 @@ def tasks(value: str, settings: Settings) -> list[Task]:
     except ValueError as error:
         raise TaskError("the command cannot be read", found=f"{value} ({error})", do="mend the quotes") from error
     if not any("{model}" in word for word in words):
-        raise TaskError("the command does not name the model", wanted="{model} in it", found=value)
+        raise TaskError(
+            "the command does not name the model",
+            wanted="{model} in it",
+            found=value,
+            do="write {model} where the model belongs",
+        )
     if shutil.which(words[0]) is None:
         raise TaskError(f"there is no program {words[0]}", wanted="a program", found=value, do="check the path")
     own = [word for word in words if "{model}" not in word and not word.startswith("-")]

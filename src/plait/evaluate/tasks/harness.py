@@ -138,7 +138,9 @@ def tasks(value: str, settings: Settings) -> list[Task]:
     folders = [str(folder) for folder in settings.task_folders]
     for folder in settings.task_folders:
         if not folder.is_dir():
-            raise TaskError(f"there is no folder {folder}", wanted="a folder of task YAML files", found="none")
+            raise TaskError(
+                f"there is no folder {folder}", wanted="a folder of task YAML files", found="none", do="check the path"
+            )
     with _quiet():
         known = manager(include_path=folders, include_defaults=False)
         if any(name not in known.all_tasks for name in names):  # lm-eval's own take ten seconds to list

@@ -111,4 +111,5 @@ def _check(window: int, stride: int) -> None:
             f"a stride of {stride} tokens leaves no context",
             wanted=f"less than the window of {window}",
             found=str(stride),
+            do="pass a smaller --stride",
         )

@@ -88,10 +88,22 @@ def _question(row: dict[str, Any], where: Where) -> Question:
     prompt, answers = text_at(row, "prompt", where), answers if isinstance(answers, list) else [answers]
     choices = row.get("choices", [])
     if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise TaskError("a line has no 'answer'", wanted="text, or a list of texts", found=str(row)[:60], where=where)
+        raise TaskError(
+            "a line has no 'answer'",
+            wanted="text, or a list of texts",
+            found=str(row)[:60],
+            do="write text at 'answer'",
+            where=where,
+        )
     if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise TaskError("choices are a list of texts", found=str(choices)[:60], where=where)
+        raise TaskError("choices are a list of texts", found=str(choices)[:60], do='write ["one", "two"]', where=where)
     answers, choices = [a.strip() for a in answers], [c.strip() for c in choices]
     if choices and not set(answers) & set(choices):
-        raise TaskError("the answer is not among the choices", wanted=", ".join(choices), found=answers[0], where=where)
+        raise TaskError(
+            "the answer is not among the choices",
+            wanted=", ".join(choices),
+            found=answers[0],
+            do="write the answer as one of the choices is written",
+            where=where,
+        )
     return Question(prompt, tuple(answers), tuple(choices))
