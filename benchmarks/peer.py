@@ -197,6 +197,7 @@ def main() -> None:
                             "who": who,
                             "where": where,
                             "round": number,
+                            "input_bytes": nbytes,
                             "load": os.getloadavg()[0],
                             **vars(f),
                         }
