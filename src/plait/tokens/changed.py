@@ -29,6 +29,7 @@ from plait.vocabulary.realign import Matrix
 from plait.vocabulary.rows import NONE
 from plait.vocabulary.shared import Vocabulary
 from plait.vocabulary.unite import strip
+from plait.vocabulary.words import converted
 from plait.vocabulary.write import named_ids, sized, tokenizer_files
 
 #: says what the rows of a tensor are: (name, whether it is a head, the model's matrix) -> which they have been, and the others
@@ -92,11 +93,13 @@ def changed(
     `donor`: whose tokenizer files these are. `asked`: what the command was given, which is the recipe.
     """
     opened, anatomy, source = subject.model.opened, subject.model.arch, donor or subject
+    whole = _whole(source)
+    files = tokenizer_files(whole, output)
     vocabulary = Vocabulary(
         tokens=output,
         source=1 if donor else 0,
         rows=rows,
-        files=tokenizer_files(_whole(source), output),
+        files=files,
         moved=_moved(subject.tokens, output),
         named=named_ids(output, source.model.opened.folder) if donor else {},
         origins={},
@@ -131,7 +134,7 @@ def changed(
         shards=layout(specs, shard_size),
         config=mended.config,
         dropped=(),
-        notes=(*notes, *mended.notes),
+        notes=(*notes, *converted(source.ref, whole, files), *mended.notes),
         seed=seed,
         options=Options(shard_size, seed=seed),
         vocabulary=vocabulary,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from plait.checkpoint.directory import read_json
 from plait.errors import ModelError
+from plait.vocabulary.sentencepiece import added_token, convert, parse
 
 LIMIT = 1 << 24  # ids from here on are no ids of tokens
 KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
@@ -21,14 +23,16 @@ class Tokens:
     path: Path  # the file that was read
     ids: Mapping[str, int] = field(repr=False)
     added: Mapping[str, Mapping[str, Any]] = field(repr=False)  # added tokens, special or not: the entries of the file
-    data: Mapping[str, Any] | None = field(default=None, repr=False)  # tokenizer.json; None for the older files
+    data: Mapping[str, Any] | None = field(
+        default=None, repr=False
+    )  # tokenizer.json; made from tokenizer.model; or None
     named: Mapping[str, str] = field(
         default_factory=dict, repr=False
     )  # "eos" -> its token, as tokenizer_config.json says
 
     @property
     def kind(self) -> str | None:
-        """BPE, Unigram, WordPiece or WordLevel; None for the older files."""
+        """BPE, Unigram, WordPiece or WordLevel; None for older files that are not converted."""
         return kind_of(self.data["model"]) if self.data else None
 
     @property
@@ -98,43 +102,21 @@ def _vocab_txt(path: Path) -> Tokens:
 
 def _sentencepiece(path: Path) -> Tokens:
     try:
-        raw = path.read_bytes()
-        pieces = [next(bytes(v) for f, v in _fields(piece) if f == 1) for f, piece in _fields(raw) if f == 1]
-        ids = {piece.decode("utf-8"): i for i, piece in enumerate(pieces)}
-    except (OSError, ValueError, IndexError, TypeError, StopIteration) as error:
+        parts = parse(path.read_bytes())
+    except (OSError, ValueError, IndexError, TypeError, KeyError, struct.error) as error:
         raise _broken(path, "a SentencePiece model", type(error).__name__) from error
-    return _older(path, _checked(path, ids))
-
-
-def _fields(message: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(number, bytes) of the fields of a protobuf message that are strings or messages."""
-    view, at = memoryview(message), 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = view[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-            if shift > 63:
-                raise ValueError("a number without an end")
-
-    while at < len(view):
-        key = varint()
-        wire = key & 7
-        if wire == 0:
-            varint()
-            continue
-        size = varint() if wire == 2 else {1: 8, 5: 4}[wire] if wire in (1, 5) else -1
-        if size < 0 or at + size > len(view):
-            raise ValueError("a field beyond the end")
-        if wire == 2:
-            yield key >> 3, view[at : at + size]
-        at += size
+    older = _older(path, _checked(path, {piece.text: i for i, piece in enumerate(parts.pieces)}))
+    file = path.with_name("tokenizer_config.json")
+    data = convert(parts, read_json(file) if file.is_file() else {})
+    if data is None:
+        return older
+    added = {token["content"]: token for token in data["added_tokens"]}
+    for text, token in older.added.items():
+        normalized = text in added and added[text]["normalized"]  # the prefix of a text is none of an added token's
+        plain = added_token(token["id"], text, bool(token.get("special")))
+        added[text] = {**plain, **token, "normalized": normalized}
+    data["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
+    return replace(older, added=added, data=data)
 
 
 def _older(path: Path, ids: Mapping[str, int]) -> Tokens:

@@ -18,7 +18,7 @@ from plait.vocabulary.realign import Gathered, Matrix, Realigned
 from plait.vocabulary.rows import AVERAGE, MEAN, NONE, ZERO, Index, Origins, Rule, fill_rows, origins, own_rows
 from plait.vocabulary.shared import Vocabulary
 from plait.vocabulary.unite import extend, loaded, strip, unite
-from plait.vocabulary.words import additions, summary, told
+from plait.vocabulary.words import additions, converted, summary, told
 from plait.vocabulary.write import named_ids, sized, tokenizer_files
 
 
@@ -198,11 +198,13 @@ class Setting:
             text = [*notes, *summary(self.models, output, source, rows, own, zeros, padded)]
         else:
             text = [f"tokenizer: the vocabularies of all {len(self.taking)} models are the same; nothing is realigned"]
+        files = tokenizer_files(tokenizer, output)
+        text += converted(self.models[source].ref, tokenizer, files)
         vocabulary = Vocabulary(
             output,
             source,
             rows,
-            tokenizer_files(tokenizer, output),
+            files,
             moved,
             named,
             {name: "rows by token: " + "; ".join(parts) for name, parts in said.items()},

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from plait.strands import Model
+from plait.types import ModelRef
 from plait.vocabulary.read import Tokens
 from plait.vocabulary.rows import AVERAGE, MEAN, NONE, ZERO, Index, Origins
 
@@ -51,6 +52,12 @@ def summary(
     if zeros:
         lines.append(f"vocabulary: {zeros} tokens are in no model that is merged; their rows are zero")
     return lines
+
+
+def converted(ref: ModelRef, old: Tokens, files: Mapping[str, str | None]) -> list[str]:
+    """That tokenizer.json is made of an older file, which is left out."""
+    left = "tokenizer.json" in files and files.get(old.path.name, "") is None
+    return [f"tokenizer: {ref}'s {old.path.name} becomes tokenizer.json"] if left else []
 
 
 def _some(words: Sequence[str]) -> str:

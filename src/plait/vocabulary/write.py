@@ -36,7 +36,7 @@ def tokenizer_files(old: Tokens, new: Tokens) -> dict[str, str | None]:
             found=f"{old.path.name}, and {len(ordinary)} such tokens",
             do="make one with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)",
         )
-    if ordinary:
+    if ordinary or (new.data is not None and old.path.name != "tokenizer.json"):
         files |= {name: None for name in STALE if (folder / name).is_file()}
     if (path := folder / "added_tokens.json").is_file():
         before = set(read_json(path))
