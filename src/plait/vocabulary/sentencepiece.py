@@ -15,6 +15,7 @@ from typing import Any
 UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 SPACE = "▁"
+LONGEST = 1000  # characters of a piece; those that training makes have 16, by default
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def convert(parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     unknown = next((n for n, piece in enumerate(pieces) if piece.kind == UNKNOWN), None)
     prefix = normalizer.get(3, 1) == 1
     kinds = {piece.kind for piece in pieces}
-    if unknown is None or not kinds <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE}:
+    if unknown is None or max(len(piece.text) for piece in pieces) > LONGEST:
+        return None
+    if not kinds <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE}:
         return None
     if normalizer.get(5, 1) != 1 or trainer.get(24, 0) != 0:  # spaces as they are, or after a word
         return None
@@ -109,7 +112,7 @@ def _merges(pieces: tuple[Piece, ...]) -> list[list[str]]:
 
 def _steps(normalizer: Mapping[int, Any], prefix: bool) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
-    if charsmap := bytes(memoryview(normalizer.get(2, b""))):
+    if isinstance(charsmap := normalizer.get(2), memoryview) and charsmap:
         steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
     if normalizer.get(4, 1) == 1:
         steps.append({"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""})
