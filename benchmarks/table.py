@@ -95,8 +95,9 @@ def _usual(found: dict[str, Any]) -> int:
 def caption(found: dict[str, Any]) -> str:
     return (
         f"{found['machine']}; {found.get('peer', 'no peer')}; inputs of {_usual(found) / 1e9:.2f} GB each in bfloat16, "
-        "in the page cache. Whole processes, start-up included, one after the other; medians of the pairs. Other processes "
-        "shared the two cores, so that seconds are too long, of plait and of mergekit; CPU seconds and memory say more."
+        "in the page cache. Whole processes in turn, start-up included; medians of the pairs. Other work, a second series of "
+        "such runs among it, shared the cores, so that seconds are too long, of plait and of mergekit; CPU seconds and "
+        "memory say more."
     )
 
 
@@ -116,7 +117,6 @@ def plot(found: dict[str, Any], file: Path) -> None:
         style=style,
         width=820,
         height=640,
-        logarithmic=True,
         print_values=True,
         value_formatter=lambda x: f"{x:.0f}",
         title="mergekit-yaml's time, in times of plait's",
