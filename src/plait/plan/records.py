@@ -152,7 +152,7 @@ class Plan:
             f"the output has no tensor {name!r}",
             wanted="a name that `plait plan` lists",
             found=name,
-            do=f"did you mean {guess}?" if guess else None,
+            do=f"did you mean {guess}?" if guess else "see the names with: plait plan RECIPE",
         )
 
 

@@ -152,7 +152,7 @@ def tasks(value: str, settings: Settings) -> list[Task]:
                     f"lm-eval has no task {name!r}",
                     wanted="a task, group or tag of lm-eval, or of --task-folder",
                     found=name,
-                    do=f"did you mean {guess}?" if guess else None,
+                    do=f"did you mean {guess}?" if guess else "see the names with: lm-eval ls tasks",
                 )
         try:
             loaded = known.load(names)["tasks"]
