@@ -81,7 +81,7 @@ def _prepared(
     stages = beside if given is None else given
     within = (os.path.realpath(recipe.path),) if recipe.path else ()
     preparing = Preparing(
-        lenient, options, Path(cache) if cache else None, _code(lora_merge_dtype), stages, relative_to, pins or {}
+        lenient, options, Path(cache) if cache else None, rounding(lora_merge_dtype), stages, relative_to, pins or {}
     )
     plan = preparing.plan(recipe, within)
     left = ", ".join(name for name in beside if name not in preparing.used)
@@ -217,7 +217,8 @@ def _by_token(models: Sequence[Model], source: Input) -> bool:
     return models[source.model].arch.vocab_axis(source.name) is not None
 
 
-def _code(dtype: str | None) -> str | None:
+def rounding(dtype: str | None) -> str | None:
+    """The code of the dtype that weights with an adapter are rounded to; raises `PlaitError` for one that they cannot be."""
     if dtype is not None and CODES.get(dtype) not in MERGEABLE:
         raise PlaitError(
             f"weights with an adapter cannot be rounded to {dtype!r}",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import make
@@ -26,6 +28,7 @@ from plait.merged import Merge
 from plait.moe import prepare
 from plait.ops.random import normal
 from plait.testing.checkpoints import check
+from refusals import refused
 
 PROMPTS = (["w5 w9 w11", "w7"], ["w20 w21"], ["w30 w31 w32 w33 w34"])
 
@@ -274,6 +277,84 @@ def test_mistakes_before_the_work(models: list[Path], tmp_path: Path) -> None:
     recipe = changed()
     recipe["experts"][0]["source_model"] = "nowhere"
     assert "nowhere" in told(recipe)[0]
+
+
+def no_bos(folder: Path) -> None:
+    make.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def more_tokens(folder: Path) -> None:
+    make.write_json(folder / "tokenizer.json", make.tokenizer(80))
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def tensors(**changes: torch.Tensor | None) -> Callable[[Path], None]:
+    """Put these tensors of the second layer, or the embedding, in place of the base's; None takes one away."""
+
+    def change(folder: Path) -> None:
+        held = load_file(folder / "model.safetensors")
+        for word, tensor in changes.items():
+            name = next(n for n in held if f"{word}." in n and ".0." not in n)
+            held[name] = held[name] if tensor is None else tensor
+            if tensor is None:
+                del held[name]
+        save_file(held, folder / "model.safetensors", {"format": "pt"})
+
+    return change
+
+
+def config(**keys: Any) -> Callable[[Path], None]:
+    return lambda folder: (
+        make.write_json(folder / "config.json", {**read_json(folder / "config.json"), **keys}) and None
+    )
+
+
+HIDDEN = {"gate_mode": "hidden"}
+UNFIT: dict[str, tuple[Callable[[Path], None], dict[str, Any], str, str]] = {
+    "no words": (no_bos, {"prompt": " "}, "a prompt has no tokens", "some words"),
+    "no row": (more_tokens, {"prompt": "w70"}, "has a token without a row", "ids below 64"),
+    "no tokenizer": (no_tokenizer, {}, "has no tokenizer, and prompts are to be read", "another tokenizer file"),
+    "no embedding": (tensors(embed_tokens=None), {}, "has no token embedding", "a language model"),
+    "nor for random rows": (tensors(embed_tokens=None), {"gate_mode": "random"}, "has no token embedding", "a llama"),
+    "no mlp": (tensors(up_proj=None), {}, "has no mlp that can be an expert", "gate, up and down"),
+    "quantised": (tensors(q_proj=torch.zeros(32, 32).to(torch.float8_e4m3fn)), {}, "tensors in float8_e4m3fn", "q_proj"),
+    "heads": (config(head_dim=None, num_attention_heads="x"), {}, "does not say how wide its heads are", "'x'"),
+    "more layers": (config(num_hidden_layers=3), HIDDEN, "not those that transformers wants", "no model.layers.2."),
+    "fewer layers": (config(num_hidden_layers=1), HIDDEN, "not those that transformers wants", "2 layers"),
+    "other shapes": (config(num_key_value_heads=1), HIDDEN, "not those that transformers wants", "k_proj.weight of [16, 32]"),
+    "odd positions": (config(rope_parameters={"rope_type": "odd"}), HIDDEN, "transformers cannot make the layers", "odd"),
+    "a number of heads": (config(num_attention_heads=7), HIDDEN, "transformers cannot make the layers", "(7)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_base_that_does_not_do(
+    case: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong with the base, its tokenizer or its config is told before the work, with its line; nothing is written."""
+    change, keys, said, found = UNFIT[case]
+    change(shutil.copytree(models[0], tmp_path / "base"))
+    recipe = asked([tmp_path / "base", *models[1:]])
+    if "prompt" in keys:
+        recipe["experts"][2]["positive_prompts"] = [keys["prompt"]]
+    recipe |= {key: value for key, value in keys.items() if key != "prompt"}
+    (tmp_path / "moe.yml").write_text(yaml.safe_dump(recipe, sort_keys=False), "utf-8")
+    told = refused(capsys, tmp_path, "moe", tmp_path / "moe.yml", tmp_path / "out", "--quiet")
+    assert said in told
+    assert found in told
+    assert "moe.yml:" in told or case == "quantised"
+
+
+def test_experts_that_are_packed(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class whose experts are one tensor cannot have them apart; a recipe without experts is no mixture."""
+    path = make.write_json(tmp_path / "moe.yml", asked(models, architecture="granite"))
+    told = refused(capsys, tmp_path, "moe", path, tmp_path / "out", "--expert-layout", "split")
+    assert "they cannot be written split" in told
+    path = make.write_json(tmp_path / "r.yml", make.recipe("linear", *models))
+    assert "this file lists no experts" in refused(capsys, tmp_path, "moe", path, tmp_path / "out")
 
 
 def test_command(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

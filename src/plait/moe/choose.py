@@ -82,7 +82,7 @@ def homeless(family: Family, base: Model, mlp: Mlp, asked: kinds.Mixture) -> Pla
 
 def facts(asked: kinds.Mixture, base: Model, mlp: Mlp, wide: int, shared: Sequence[Mlp]) -> dict[str, Any]:
     """What a family's config may name in braces. `wide`: of the routed experts."""
-    config, heads = base.opened.config, int(base.opened.config.get("num_attention_heads") or 1)
+    config = base.opened.config
     return {
         "experts": len(asked.keys.experts),
         "top_k": asked.keys.experts_per_token,
@@ -91,9 +91,26 @@ def facts(asked: kinds.Mixture, base: Model, mlp: Mlp, wide: int, shared: Sequen
         "shared_wide": shared[0].wide if shared else 0,
         "window": config.get("sliding_window", DENSE[kind_of(base)].defaults.get("sliding_window")),
         "biases": mlp.stack.name(0, "self_attn.q_proj.bias") in base.opened.checkpoint.specs,
-        "attention": float((config.get("head_dim") or mlp.hidden // heads) ** -0.5),
+        "attention": _head(asked, base, mlp.hidden) ** -0.5,
         "sparse": ["sparse"] * mlp.stack.count,
     }
+
+
+def _head(asked: kinds.Mixture, base: Model, hidden: int) -> int:
+    """How wide a head of the base's attention is."""
+    config = base.opened.config
+    size, heads = config.get("head_dim"), config.get("num_attention_heads")
+    if size is None and isinstance(heads, int) and heads > 0:
+        size = hidden // heads
+    if not isinstance(size, int) or size < 1:
+        raise PlanError(
+            f"the config of {base.ref} does not say how wide its heads are",
+            wanted="num_attention_heads or head_dim, a number from 1 on",
+            found=f"num_attention_heads {heads!r:.40}, head_dim {config.get('head_dim')!r:.40}",
+            do="mend its config.json",
+            where=asked.at("base_model"),
+        )
+    return size
 
 
 def filled(value: Any, known: Mapping[str, Any]) -> Any:

@@ -66,7 +66,8 @@ class Gates:
         self.mode = asked.keys.gate_mode
         self._base, self._stack, self._gates = base, stack, gates
         first = stack.layers[0][0]
-        self._hidden = _hidden(base, stack)
+        self._embedding = _embedding(base, asked)
+        self._hidden = base.opened.checkpoint.specs[self._embedding].shape[1]
         self.specs: Mapping[str, TensorSpec] = {
             **{gate.name: TensorSpec("F32", (len(gate.experts), self._hidden)) for gate in gates},
             **{name: TensorSpec("F32", shape) for name, shape in zeros.items()},
@@ -88,7 +89,7 @@ class Gates:
         """Every prompt as tokens, by expert."""
         entries = {id(e): e for gate in self._gates for e in gate.experts}
         texts = [t for e in entries.values() for t in (*e.positive_prompts, *e.negative_prompts)]
-        found = dict(zip(texts, token_ids(self._base.opened, texts), strict=True))
+        found = dict(zip(texts, token_ids(self._base.opened, texts, asked.at("base_model")), strict=True))
         held = self._base.opened.checkpoint.specs[self._embedding].shape[0]
         for key, entry in entries.items():
             for text in (*entry.positive_prompts, *entry.negative_prompts):
@@ -106,18 +107,6 @@ class Gates:
                 [found[t] for t in texts] for texts in (entry.positive_prompts, entry.negative_prompts)
             )
             self._prompts[key] = tuple(positive), tuple(negative)
-
-    @property
-    def _embedding(self) -> str:
-        name = self._base.arch.embedding
-        if name is None:
-            raise ModelError(
-                f"{self._base.ref} has no token embedding",
-                wanted="a language model",
-                found=f"model_type {self._base.opened.config.get('model_type')}",
-                do="choose another base_model, or write 'gate_mode: random'",
-            )
-        return name
 
     def compute(self) -> None:
         """Find all rows, now."""
@@ -191,8 +180,16 @@ class Gates:
         ]
 
 
-def _hidden(base: Model, stack: Stack) -> int:
-    return base.opened.checkpoint.specs[base.arch.embedding].shape[1] if base.arch.embedding else 0
+def _embedding(base: Model, asked: kinds.Mixture) -> str:
+    if base.arch.embedding is None:
+        raise ModelError(
+            f"{base.ref} has no token embedding",
+            wanted="a language model",
+            found=f"a {base.opened.config.get('model_type')} without one",
+            do="choose another base_model",
+            where=asked.at("base_model"),
+        )
+    return base.arch.embedding
 
 
 def _embedded(embedding: Matrix, ids: Sequence[int]) -> Tensor:

@@ -27,11 +27,11 @@ from plait.moe.gates import Gate, Gates
 from plait.moe.packed import packed
 from plait.moe.parts import Mlp, mlp_of, unlike
 from plait.plan import Dropped, Given, Input, Made, Options, Plan, Step
-from plait.prepare import Preparing, Source
+from plait.prepare import Preparing, Source, rounding
 from plait.recipe import Recipe, kinds
 from plait.recipe.kinds import ExpertKeys
 from plait.strands import Model
-from plait.types import CODES, DTYPES, MERGEABLE, ModelRef, TensorSpec
+from plait.types import DTYPES, MERGEABLE, ModelRef, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ def prepare(
     asked = kinds.mixture(source, lenient=lenient)
     options = Options(shard_size, False, False, seed, expert_layout, lora_merge_dtype, lenient)
     recipe = Recipe(passthrough.name, base=asked.keys.base_model, text=asked.text, path=asked.path, tree=asked.tree)
-    code = CODES[lora_merge_dtype] if lora_merge_dtype else None
-    opening = Preparing(lenient, options, Path(cache) if cache else None, code, {})
+    opening = Preparing(lenient, options, Path(cache) if cache else None, rounding(lora_merge_dtype), {})
     within = (os.path.realpath(asked.path),) if asked.path else ()
     models: list[Model] = []
     nested: list[Plan] = []

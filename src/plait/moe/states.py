@@ -21,7 +21,7 @@ from plait.vocabulary.unite import loaded
 TOGETHER = 1 << 13  # tokens that go through a layer at once
 
 
-def token_ids(opened: Opened, texts: Sequence[str]) -> list[tuple[int, ...]]:
+def token_ids(opened: Opened, texts: Sequence[str], where: Where | None = None) -> list[tuple[int, ...]]:
     """The ids of each text after the tokenizer's beginning-of-text token, if it has one."""
     tokens = read_tokens(opened.folder)
     if tokens is None:
@@ -30,6 +30,7 @@ def token_ids(opened: Opened, texts: Sequence[str]) -> list[tuple[int, ...]]:
             wanted="tokenizer.json or another tokenizer file in its folder",
             found=f"none in {opened.folder}",
             do="copy the tokenizer there, or write 'gate_mode: random'",
+            where=where,
         )
     begin = [n for n in (tokens.ids.get(tokens.named.get("bos", "")),) if n is not None]
     if tokens.data is not None:
@@ -52,22 +53,34 @@ class Network:
         self._opened, self._stack = opened, stack
         with transformers() as library:
             kind, known = opened.config.get("model_type"), library.models.auto.configuration_auto.CONFIG_MAPPING
-            do = "write 'gate_mode: cheap_embed' or 'random'"
-            if kind not in known:
-                what = f"transformers has no class for {opened.ref}, whose hidden states are asked for"
-                raise PlanError(what, wanted="a model type that it knows", found=str(kind), do=do, where=where)
-            config = known[kind].from_dict(
-                {k: v for k, v in opened.config.items() if k not in ("dtype", "torch_dtype")}
-            )
-            with torch.device("meta"):
-                network = library.AutoModel.from_config(config, attn_implementation="eager", dtype=torch.float32)
+            do = "mend its config.json, or write 'gate_mode: cheap_embed' or 'random'"
+            try:
+                config = known[kind].from_dict(
+                    {k: v for k, v in opened.config.items() if k not in ("dtype", "torch_dtype")}
+                )
+                with torch.device("meta"):
+                    network = library.AutoModel.from_config(config, attn_implementation="eager", dtype=torch.float32)
+            except Exception as error:  # a config can be odd in any way
+                what = f"transformers cannot make the layers of {opened.ref}, whose hidden states are asked for"
+                found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                wanted = f"a config.json of the type {kind} that it knows"
+                raise PlanError(what, wanted=wanted, found=found, do=do, where=where) from error
         self._network = network.eval()
         self._layers = getattr(network, stack.prefix.removeprefix("model.").strip("."), ())
-        wanted = {stack.name(i, name) for i, layer in enumerate(self._layers) for name in layer.state_dict()}
-        if lacking := sorted(wanted - opened.checkpoint.specs.keys()) or len(self._layers) != stack.count:
-            found = f"no {lacking[0]}" if isinstance(lacking, list) else f"{stack.count} layers"
+        shapes = {
+            stack.name(i, name): tuple(tensor.shape)
+            for i, layer in enumerate(self._layers)
+            for name, tensor in layer.state_dict().items()
+        }
+        specs = opened.checkpoint.specs
+        odd = next((name for name, shape in shapes.items() if name not in specs or specs[name].shape != shape), None)
+        if odd or len(self._layers) != stack.count:
             what = f"the layers of {opened.ref} are not those that transformers wants"
-            raise PlanError(what, wanted=f"those of {type(network).__name__}", found=found, do=do, where=where)
+            wanted, found = f"those of {type(network).__name__}", f"{stack.count} layers"
+            if odd:
+                wanted += f": {odd} of {list(shapes[odd])}"
+                found = f"{odd} of {list(specs[odd].shape)}" if odd in specs else f"no {odd}"
+            raise PlanError(what, wanted=wanted, found=found, do=do, where=where)
         for parent in list(network.modules()):
             for name, child in list(parent.named_children()):
                 if name.endswith("rotary_emb"):  # tables that are made, not read
