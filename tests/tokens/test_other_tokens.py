@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from plait.merged import Merge
 from plait.plan import Plan
 from plait.tokens.grow import add, pad
 from plait.tokens.space import Options
+from plait.tokens.transplant import transplant
 from plait.tokens.trim import trim
 from plait.vocabulary.read import read_tokens
+from refusals import refused
 from tokens.test_transplant import EMBED, HEAD, model
 
 TEXT = "the quick brown fox\nthe quick cat jumps over\n"
@@ -163,3 +166,83 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert code.value.code == 0, capsys.readouterr().err
     assert load_file(tmp_path / "c" / "model.safetensors")[EMBED].shape[0] % 64 == 0
     assert "<|x|>" in read_tokens(tmp_path / "c").ids  # type: ignore[union-attr]
+
+
+def no_text(folder: Path) -> None:
+    (folder / "list").write_bytes(b"w5\n\xff\xfe\n")
+
+
+def older(folder: Path) -> None:
+    """The second model has the tokenizer file of another age, with more tokens than rows."""
+    (folder / "b" / "tokenizer.json").unlink()
+    (folder / "b" / "vocab.txt").write_text("\n".join(f"w{i}" for i in range(24)))
+
+
+def odd_head(folder: Path) -> None:
+    weights = make.tensors(0)
+    make.write(folder / "a", {**weights, HEAD: weights[HEAD].T.contiguous()})
+
+
+def quantised(folder: Path) -> None:
+    weights = make.tensors(0)
+    make.write(folder / "a", {**weights, HEAD: weights[HEAD].to(torch.float8_e4m3fn)})
+
+
+def unlike(folder: Path) -> None:
+    data = make.tokenizer(16)
+    data["model"] = {**data["model"], "vocab": {f"x{i}": i for i in range(16)}, "unk_token": "x0"}
+    make.write_json(folder / "b" / "tokenizer.json", data)
+
+
+def hardly_trained(folder: Path) -> None:
+    weights = make.tensors(0)
+    make.write(folder / "a", {**weights, EMBED: torch.ones(16, 8), HEAD: torch.ones(16, 8)})
+
+
+def scored(folder: Path) -> None:
+    """A text that is read otherwise without a token that is not in it: the score of unknown letters follows the lowest."""
+    vocab = [["<unk>", 0.0], ["xy", -1.0], ["y", 11.0], ["zzzz", -30.0]]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": vocab}
+    make.write_json(folder / "a" / "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": model})
+    (folder / "text").write_text("xy\n")
+
+
+def nothing(_: Path) -> None: ...
+
+
+REFUSED: list[tuple[Callable[[Path], None], str, str]] = [
+    (nothing, "add @/a @/out new --like w99", "has no token 'w99'"),
+    (nothing, "pad @/a @/out -a subword", "rows without tokens cannot be made by subword"),
+    (no_text, "trim @/a @/out --keep @/list", "list cannot be read"),
+    (no_text, "add @/a @/out --tokens-file @/list", "list cannot be read"),
+    (nothing, "trim @/a @/out --text /proc/self/mem", "/proc/self/mem cannot be read"),
+    (scored, "trim @/a @/out --text @/text", "would be read otherwise with the tokens that it needs"),
+    (older, "trim @/b @/out --text @/a/config.json", "does not say how a text becomes tokens"),
+    (older, "pad @/b @/out", "holds tokens without a row in the model"),
+    (odd_head, "pad @/a @/out", "spans the vocabulary in a way that cannot be changed"),
+    (quantised, "pad @/a @/out", "tensors in F8_E4M3 cannot be written"),
+    (unlike, "transplant @/a @/b @/out", "have no token in common"),
+    (hardly_trained, "transplant @/a @/b @/out --magikarp", "omp needs tokens that both models have"),
+    (older, "transplant @/a @/b @/out -a subword", "does not say how a text becomes tokens"),
+    (older, "transplant @/b @/a @/out -a subword", "does not say how a text becomes tokens"),
+    (nothing, "transplant @/a @/b @/out --lora-merge-dtype bf99", "cannot be rounded to 'bf99'"),
+]
+
+
+@pytest.mark.parametrize(("change", "words", "said"), REFUSED)
+def test_refused(
+    change: Callable[[Path], None], words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be done to a vocabulary is told in words, exit 2, and no OUT is there."""
+    for seed, name in enumerate("ab"):
+        make.model(tmp_path / name, seed)
+    change(tmp_path)
+    assert said in refused(capsys, tmp_path, "tokens", *words.replace("@", str(tmp_path)).split(), "--quiet")
+
+
+def test_a_match_that_there_is_not(tmp_path: Path) -> None:
+    """In Python, too, a side that matches are made for is one of four."""
+    source = make.model(tmp_path / "a")
+    with pytest.raises(PlaitError, match="byte_match cannot be 'both'") as error:
+        transplant(source, source, byte_match="both")
+    assert (error.value.wanted, error.value.found) == ("lm_head, embed, yes, no", "both")

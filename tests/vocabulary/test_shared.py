@@ -20,6 +20,7 @@ from plait.vocabulary.read import Tokens
 from plait.vocabulary.rows import fill_rows, own_rows
 from plait.vocabulary.unite import unite
 from plait.vocabulary.write import follow
+from refusals import refused
 
 
 def read(path: Path) -> Any:
@@ -224,3 +225,16 @@ def test_a_model_without_tokens(tmp_path: Path) -> None:
         save_file(made, paths[-1] / "model.safetensors", {"format": "pt"})
     (error,) = plait.check(make.recipe("linear", *paths, tokenizer_source="union"))
     assert "has no token embedding" in str(error)
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model whose tokenizer is asked for has none; or it is of an older kind, and has tokens without rows: no OUT."""
+    paths = [make.model(tmp_path / name, seed) for seed, name in enumerate("abc")]
+    (paths[2] / "tokenizer.json").unlink()
+    for models, source, said in (
+        (paths[:2], str(paths[2]), "c has no tokenizer that can be read"),
+        (paths[2:], "base", "holds tokens without a row in the model"),
+    ):
+        path = make.write_json(tmp_path / "r.yml", make.recipe("linear", *models, tokenizer={"source": source}))
+        assert said in refused(capsys, tmp_path, "merge", path, tmp_path / "out")
+        (paths[2] / "vocab.txt").write_text("\n".join(f"w{i}" for i in range(24)))

@@ -112,9 +112,9 @@ def trim(model: str, out: str, lists: tuple[str, ...], texts: tuple[str, ...], u
 
     Bytes, single letters, special tokens and the parts of kept tokens stay. Such texts are read as before.
     """
-    from plait.tokens.trim import trim
+    from plait.tokens.trim import listed, trim
 
-    keep = [line for path in lists for line in Path(path).read_text("utf-8").splitlines() if line]
+    keep = [token for path in lists for token in listed(Path(path))]
     paths = [Path(text) for text in texts]
     _finish(out, options, lambda more: trim(model, keep=keep, texts=paths, unused=unused, **more))
 
@@ -141,9 +141,9 @@ def add(
 ) -> None:
     """Write MODEL with more TOKENS to OUT."""
     from plait.tokens.grow import add
+    from plait.tokens.trim import listed
 
-    more_texts = Path(tokens_file).read_text("utf-8").splitlines() if tokens_file else []
-    texts = [*tokens, *(line for line in more_texts if line)]
+    texts = [*tokens, *(listed(Path(tokens_file)) if tokens_file else ())]
     _finish(out, options, lambda more: add(model, texts, _how(options), like=like, special=special, **more))
 
 

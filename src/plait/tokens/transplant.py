@@ -15,6 +15,7 @@ from plait.errors import PlanError
 from plait.layout import SHARD_SIZE
 from plait.lazy import Tensor, torch
 from plait.plan import Made, Plan
+from plait.prepare import rounding
 from plait.tokens.approximate import approximate, check, needs_donor
 from plait.tokens.approximate.omp import omp
 from plait.tokens.changed import Subject, changed, subject
@@ -23,7 +24,7 @@ from plait.tokens.pursuit import held_nbytes
 from plait.tokens.rows import Settled
 from plait.tokens.space import Options, Space
 from plait.tokens.undertrained import undertrained
-from plait.types import CODES, ModelRef
+from plait.types import ModelRef
 from plait.vocabulary.read import Tokens
 from plait.vocabulary.realign import Matrix
 from plait.vocabulary.rows import NONE, Index
@@ -58,8 +59,10 @@ def transplant(
         if side not in SIDES:
             do = "choose one of these"
             raise PlanError(f"{name} cannot be {side!r}", wanted=", ".join(SIDES), found=side, do=do)
-    code, folder = CODES[lora_merge_dtype] if lora_merge_dtype else None, Path(cache) if cache else None
+    code, folder = rounding(lora_merge_dtype), Path(cache) if cache else None
     mine, theirs = subject(model, folder, code), subject(donor, folder, code)
+    if options.method == "subword":
+        loaded(mine.tokens), loaded(theirs.tokens)  # which raise what would else be found in the middle
     output = theirs.tokens
     rows = -(-output.size // pad_to_multiple_of) * pad_to_multiple_of
     sides = {
@@ -161,13 +164,6 @@ class _Side:
 
 def pieces(own: Tokens, donor: Tokens, wanted: Index) -> list[list[int]]:
     """The text of each of the donor's tokens as ids of the model's tokenizer."""
-    if own.data is None or donor.data is None:
-        raise PlanError(
-            "subword needs tokenizers that can be run",
-            wanted="tokenizer.json in both models",
-            found="older files",
-            do="load the older one with transformers and save it again, or use another way",
-        )
     reader, speaker = loaded(own), loaded(donor)
     texts = {n: text for text, n in donor.ids.items()}
     said = []

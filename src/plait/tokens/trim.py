@@ -104,8 +104,20 @@ def _parts(path: Path) -> Iterable[list[str]]:
             while part := file.readlines(CHUNK):
                 yield part
     except OSError as error:
-        found, do = error.strerror or str(error), "check the path and its permissions"
-        raise PlanError(f"{path} cannot be read", wanted="a text file", found=found, do=do) from error
+        raise _unreadable(path, "a text file", error) from error
+
+
+def listed(path: Path) -> list[str]:
+    """The tokens of a list, one a line; raises `PlanError` for a file that is no such list."""
+    try:
+        return [line for line in path.read_text("utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, "tokens, one a line, in UTF-8", error) from error
+
+
+def _unreadable(path: Path, wanted: str, error: OSError | UnicodeDecodeError) -> PlanError:
+    found = getattr(error, "strerror", None) or str(error)
+    return PlanError(f"{path} cannot be read", wanted=wanted, found=found, do="check the file and its permissions")
 
 
 def needed(tokens: Tokens, ids: Collection[int]) -> set[int]:

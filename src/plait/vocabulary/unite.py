@@ -73,12 +73,7 @@ def extend(base: Tokens, markers: Mapping[str, Mapping[str, Any]], pieces: Seque
     if not markers and not pieces:
         return base
     if base.data is None:
-        raise ModelError(
-            f"no token can be added to {base.path}",
-            wanted="tokenizer.json",
-            found=f"{base.path.name} only",
-            do="make one with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)",
-        )
+        raise _older(f"no token can be added to {base.path}", base)
     first = base.size
     numbers = {text: first + k for k, text in enumerate([*(text for text, _ in pieces), *markers])}
     entries = [{**FLAGS, **entry, "id": numbers[t], "content": t, "normalized": False} for t, entry in markers.items()]
@@ -127,7 +122,8 @@ def loaded(tokens: Tokens) -> Tokenizer:
     """The tokenizer that works with these tokens; `ModelError` when it cannot be, or gives a token another id."""
     from tokenizers import Tokenizer
 
-    assert tokens.data is not None
+    if tokens.data is None:
+        raise _older(f"{tokens.path} does not say how a text becomes tokens", tokens)
     try:
         made = Tokenizer.from_str(json.dumps(tokens.data, ensure_ascii=False))
     except Exception as error:  # the library raises nothing narrower
@@ -143,6 +139,11 @@ def loaded(tokens: Tokens) -> Tokenizer:
             do="load it with transformers and save it again",
         )
     return made
+
+
+def _older(what: str, tokens: Tokens) -> ModelError:
+    do = "make one with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)"
+    return ModelError(what, wanted="tokenizer.json", found=f"{tokens.path.name} only", do=do)
 
 
 def _ordinary(base: Tokens, other: Tokens) -> Callable[[str], bool] | None:
