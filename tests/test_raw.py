@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import make
 from plait import raw
 from plait.cli import main
 from plait.errors import PlaitError
+from refusals import refused
 
 Tensors = dict[str, torch.Tensor]
 
@@ -199,3 +201,28 @@ def test_mistakes(tmp_path: Path) -> None:
     torch.save({"state_dict": tensors(0), "callback": Path("x")}, tmp_path / "odd.ckpt")
     with pytest.raises(PlaitError, match="refused by PyTorch's safe loader"):
         raw.prepare(make.recipe("linear", inputs[0], tmp_path / "odd.ckpt"))
+
+
+def test_what_inputs_do_not_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pipelines without a component of the first, and inputs without a common name, are refused before the work."""
+    inputs = [str(pipeline(tmp_path / f"p{i}", i)) for i in range(2)]
+    shutil.rmtree(tmp_path / "p1" / "unet")
+    told = refused(capsys, tmp_path, "raw", recipe(tmp_path, inputs), tmp_path / "out")
+    assert "p1 has no component 'unet'" in told
+    assert "text_encoder" in told
+    save_file({f"x.{name}": x for name, x in tensors(1).items()}, tmp_path / "other.safetensors")
+    path = recipe(tmp_path, [files(tmp_path, 1)[0], str(tmp_path / "other.safetensors")])
+    assert "no tensor in common" in refused(capsys, tmp_path, "raw", path, tmp_path / "out", "-i")
+
+
+def test_a_union_without_a_base_says_what_it_leaves(tmp_path: Path) -> None:
+    """What two inputs have and the base lacks is copied from the first of them, and the plan says so of the other's."""
+    save_file(tensors(0), tmp_path / "base.safetensors")
+    for i in (1, 2):
+        save_file(tensors(i, more=("new", "down.0.new")), tmp_path / f"x{i}.safetensors")
+    inputs = [str(tmp_path / f"x{i}.safetensors") for i in (1, 2)]
+    base = {"base_model": str(tmp_path / "base.safetensors")}
+    (part,) = raw.prepare(recipe(tmp_path, inputs, "task_arithmetic", **base), names="union")
+    (lost,) = part.plan.dropped
+    assert sorted(lost.names) == ["down.0.new", "new"]
+    assert lost.reason.endswith("so that of " + inputs[0] + " is copied")

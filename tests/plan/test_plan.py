@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from pathlib import Path
@@ -15,11 +16,18 @@ from safetensors.torch import load_file
 
 import make
 import plait
+from plait.bricks import bricks
 from plait.errors import PlaitError, PlanError, Problems
 from plait.estimate import estimate
 from plait.facts import plan_json
+from plait.methods import registry
 from plait.plan import Plan
+from plait.plan.choice import Choices
+from plait.plan.losses import losses
+from plait.plan.steps import Builder
+from plait.strands import bands
 from plait.testing.checkpoints import same
+from refusals import refused
 
 Q0, Q1 = (f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2))
 
@@ -246,6 +254,53 @@ def test_missing(models: list[Path], tmp_path: Path) -> None:
         planned(make.recipe("linear", models[0], short))
     assert str(caught.value).startswith(f"{short} lacks 3 tensors that {models[0]} has")
     assert "model.layers.1.mlp.gate_proj.weight" in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["model_stock", "nuslerp"])
+def test_a_method_that_cannot_do_without_a_model(method: str, models: list[Path], tmp_path: Path) -> None:
+    """Where too few models have a tensor for the method, the base's is copied, and the plan says why the others' are not."""
+    made = {name: x for name, x in make.tensors(5, layers=4).items() if name not in (Q1, "model.norm.weight")}
+    short = make.write(tmp_path / "short", made)
+    plan = planned(make.recipe(method, models[1], short, base=models[0]), allow_crimes=True)
+    assert accounted(plan)
+    (lost,) = plan.dropped
+    assert (str(plan.models[lost.model].ref), lost.names) == (str(models[1]), (Q1, "model.norm.weight"))
+    assert lost.reason == f"{method} cannot do with the models that have it, so that of {models[0]} is copied"
+    assert plan.step(Q1).note == f"copied: {method} cannot do with the models that have it"
+
+
+def test_a_tensor_without_a_reason_is_refused(models: list[Path]) -> None:
+    """Whatever made the steps: what is in none of them, and has no reason, is told."""
+    merge = plait.merge(make.recipe("linear", *models[:2]))
+    recipe, opened = merge.plan.recipe, merge.plan.models
+    builder = Builder(recipe, opened, Choices(recipe, registry(), bricks()), merge.plan.options)
+    with pytest.raises(Problems) as caught:
+        losses(opened, bands(recipe, opened, 0), builder)
+    assert [p.what for p in caught.value.problems] == [
+        f"39 tensors of {m} would not reach the output" for m in models[:2]
+    ]
+    assert all(p.wanted and p.found and p.do for p in caught.value.problems)
+
+
+def test_a_value_for_some_tensors_only(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A required parameter that is given for some tensors only is told with one that has none, and the line to add."""
+    some = {"weight": [{"filter": "mlp", "value": 1}]}
+    path = make.write_json(tmp_path / "r.yml", make.recipe("linear", *models) | {"parameters": some})
+    told = refused(capsys, tmp_path, "merge", path, tmp_path / "out")
+    assert re.search(r"r\.yml:1:\d+: linear needs weight for ", told)
+    assert "no value for model.embed_tokens.weight" in told
+    assert "add a line without a filter: weight: …" in told
+
+
+def test_slices_of_two_stacks(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Slices of a model with two stacks of layers do not say which they are for: the names to write are told."""
+    made = make.tensors(1)
+    made |= {n.replace("model.", "model.vision."): x for n, x in make.tensors(2).items() if ".layers." in n}
+    both = make.write(tmp_path / "both", made)
+    recipe = {"merge_method": "passthrough", "slices": [{"sources": [{"model": str(both), "layer_range": [0, 1]}]}]}
+    told = refused(capsys, tmp_path, "merge", make.write_json(tmp_path / "r.yml", recipe), tmp_path / "out")
+    assert "slices need a model with one stack of layers" in told
+    assert "the modules text_decoder, vision_tower" in told
 
 
 def test_shapes(models: list[Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import make
 import plait
 from plait.errors import PlaitError, Problems
 from plait.plan import Plan
+from refusals import refused
 
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 Q0, Q3 = (f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 3))
@@ -45,9 +46,13 @@ def methods(plan: Plan) -> dict[str, str]:
 
 def wrong(tmp_path: Path, models: list[Path], **more: Any) -> list[PlaitError]:
     """The problems of a recipe in a file, so that they have lines."""
+    return plait.check(written(tmp_path, recipe(models, **more)))
+
+
+def written(tmp_path: Path, tree: dict[str, Any]) -> Path:
     path = tmp_path / "recipe.yml"
-    path.write_text(yaml.safe_dump(recipe(models, **more), sort_keys=False))
-    return plait.check(path)
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
 
 
 def test_the_first_rule_that_fits_decides(models):
@@ -153,6 +158,24 @@ def test_bricks_of_recipe_and_rule(models):
     ("more", "what", "do"),
     [
         ({"rules": [{"when": {"kind": "nrom"}}]}, "there is no kind of tensor 'nrom'", "write norm"),
+        ({"rules": [{"when": {"kind": 3}}]}, "that is not a word or a list of words", "write one, or"),
+        ({"rules": [{"when": {"module": []}}]}, "that is not a word or a list of words", "write one, or"),
+        ({"rules": [{"when": {"kind": "mlp"}, "copy": [1]}]}, "a rule copies from one model", "write 'copy: base'"),
+        (
+            {"rules": [{"when": {"kind": "mlp"}, "copy": "base"}], "base_model": None, "merge_method": "linear"},
+            "'copy base' needs a base_model",
+            "add 'base_model:'",
+        ),
+        (
+            {
+                "rules": [{"when": {"kind": "mlp"}}],
+                "otherwise": "copy base",
+                "base_model": None,
+                "merge_method": "linear",
+            },
+            "'copy base' needs a base_model",
+            "add 'base_model:'",
+        ),
         ({"rules": [{"when": {"filter": "mlp"}}]}, "'filter' is not a key of a rule's 'when'", "write 'name'"),
         ({"rules": [{"when": {"layer": "3-1"}}]}, "the layers of a rule cannot be read", "write 0-15"),
         ({"rules": [{"when": {"layer": True}}]}, "the layers of a rule cannot be read", "write 0-15"),
@@ -194,6 +217,29 @@ def test_mistakes_are_found_before_the_work(tmp_path, models, more, what, do):
     found = wrong(tmp_path, models, **more)
     assert any(what in str(error) and do in str(error) for error in found), "\n".join(map(str, found))
     assert all(error.where is None or error.where.line > 0 for error in found)
+
+
+def test_what_a_rule_cannot_copy(tmp_path, models, capsys):
+    """A rule copies neither from a model of another slice nor what its model lacks: told with the rule's line, no OUT."""
+    weights = make.tensors(2, layers=4)
+    del weights[UP0]
+    short = make.write(tmp_path / "short", weights)
+    copy = [{"when": {"layer": 0}, "copy": str(short)}]
+    path = written(tmp_path, recipe([models[0], models[1], short], rules=copy))
+    told = refused(capsys, tmp_path, "merge", path, tmp_path / "out", "--allow-crimes")
+    assert "has nothing to copy" in told
+    assert f"wanted: {UP0}" in told
+    parts = [{"sources": [{"model": str(m), "layer_range": [i, i + 1]}]} for i, m in enumerate(models)]
+    copy = [{"when": {"layer": 0}, "copy": str(models[2])}]
+    told = refused(
+        capsys,
+        tmp_path,
+        "merge",
+        written(tmp_path, {"merge_method": "passthrough", "slices": parts, "rules": copy}),
+        tmp_path / "out",
+    )
+    assert "takes no part in what the rule is for" in told
+    assert "recipe.yml:" in told
 
 
 def test_bricks_want_a_base(tmp_path, models):

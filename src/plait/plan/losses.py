@@ -19,6 +19,11 @@ def losses(models: Sequence[Model], parts: Mapping[str, Sequence[Band]], builder
         for band in made:
             for strand in band.strands:
                 taken[strand.model, name].update(range(strand.start, strand.stop))
+    edges = {
+        (name, position): {strand.model for strand in made[end].strands}
+        for name, made in parts.items()
+        for position, end in (("before", 0), ("after", -1))
+    }
     dropped: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
     for i, model in enumerate(models):
         for name in model.opened.checkpoint.specs:
@@ -38,7 +43,7 @@ def losses(models: Sequence[Model], parts: Mapping[str, Sequence[Band]], builder
                     reason = "it gives the config and the tokenizer only"
             elif place.layer is not None and place.layer not in taken[i, place.module]:
                 reason = "the recipe does not take this layer"
-            elif place.layer is None:
+            elif place.layer is None and i not in edges[place.module, place.position]:
                 reason = f"the {'first' if place.position == 'before' else 'last'} slice does not take from it"
             elif name in model.arch.buffers:
                 reason = "a buffer that the model's code makes anew"
@@ -51,7 +56,7 @@ def losses(models: Sequence[Model], parts: Mapping[str, Sequence[Band]], builder
             f"{len(names)} tensors of {models[i].ref} would not reach the output",
             wanted="every input tensor in the output, or a reason",
             found=some(names),
-            do="merge models of one architecture",
+            do="leave this model out, and report it: plait has to have a reason",
         )
         for i, names in lost
     )

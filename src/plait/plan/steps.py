@@ -78,10 +78,15 @@ class Builder:
         own = [(s, n) for s, n in own if n not in self.models[s.model].lacks and n not in self.models[s.model].spare]
         if not any(n in self.models[s.model].opened.checkpoint.specs for s, n in own):
             return
+        lone = "no other model has it"
         if len(own) < every and not (choice and self._enough([s for s, _ in own], band, choice)):
             anchor = band.strands[band.base] if band.base is not None else None
-            own = [(s, n) for s, n in own if s is anchor] or own[:1]
-            choice = None
+            kept = [(s, n) for s, n in own if s is anchor] or own[:1]
+            if choice and (over := [(s.model, n) for s, n in own if (s, n) not in kept]):
+                lone = f"{choice.method.name} cannot do with the models that have it"
+                it = self.models[kept[0][0].model].ref
+                self.passed.update(dict.fromkeys(over, f"{lone}, so that of {it} is copied"))
+            own, choice = kept, None
         taken = self._taken(name, own)
         shaped = self._shaped(name, taken) if taken else None
         if shaped is None:
@@ -102,7 +107,7 @@ class Builder:
                     )
                 )
             note = "not floating numbers" if not floating else "the recipe does not name this module"
-            note = f"copied: {note if len(own) == every else 'no other model has it'}"
+            note = f"copied: {note if len(own) == every else lone}"
             spec = TensorSpec(home(self.models[taken[0].model].opened.checkpoint, taken[0].name), shape)
             self.steps.append(Step(name, spec, tuple(inputs), None, None, None, (), band.module, layer, note))
             return
