@@ -212,3 +212,21 @@ def test_provenance_of_another_shape(verb: str, out: Path, capsys: pytest.Captur
             main([verb, str(out)])
         assert ended.value.code == 2
         assert f"found:  {key}: " in capsys.readouterr().err
+
+
+def test_shorter_meanwhile(out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that loses its end while it is read is told by name, and no hash of what is not there."""
+    path, real = shard(out), os.pread
+
+    def cut(*given: Any) -> bytes:
+        os.truncate(path, 300)
+        return real(*given)
+
+    monkeypatch.setattr(os, "pread", cut)
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(out)])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert f"{path} became shorter" in told
+    assert "leave the model alone" in told
+    assert "Traceback" not in told

@@ -60,6 +60,7 @@ class FakeHub:
         self.blobs = pathlib.Path(blobs or self._tmp.name)
         self.blobs.mkdir(parents=True, exist_ok=True)
         self.token, self.user = token, user
+        self.role = "write"  # of the token
         self.lock = threading.RLock()
         self.reset()
         handler = type("Bound", (Handler,), {"hub": self})
@@ -257,7 +258,7 @@ class Handler(BaseHTTPRequestHandler):
                 "name": self.hub.user,
                 "fullname": self.hub.user,
                 "orgs": [],
-                "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": "write"}},
+                "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": self.hub.role}},
             }
         )
 

@@ -208,6 +208,20 @@ def test_refusals(repo: str, token: str | None, words: str, user: User, hub: Fak
         assert not (tmp_path / "out").exists()
 
 
+def test_a_token_that_may_only_read(user: User, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that may not write is told before a merge begins its work."""
+    monkeypatch.setattr(hub, "role", "read")
+    folder = make.model(tmp_path / "a")
+    path = make.write_json(tmp_path / "r.yml", make.recipe("linear", folder))
+    for words in (("push", folder), ("merge", path, tmp_path / "out", "--push")):
+        done = user.plait(*words, "tester/merged")
+        assert done.code == 2
+        assert "the token may only read" in done.err
+        assert "found:  role: read" in done.err
+    assert not (tmp_path / "out").exists()
+    assert "tester/merged" not in hub.repos
+
+
 def test_not_a_model(user: User, hub: FakeHub, tmp_path: Path) -> None:
     """What is not a whole model stays at home: nothing asked of the Hub."""
     folder = make.model(tmp_path / "a", shards=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from plait.errors import ModelError, OutputError
 from plait.output.card import card, read_facts, rewrite
 from plait.output.depths import sparkline
 from plait.output.parents import front_matter, stated
+from refusals import refused
 
 
 @pytest.fixture
@@ -178,6 +181,36 @@ def test_scores_stay_and_go(models: list[Path], tmp_path: Path) -> None:
     plait.merge(make.recipe("linear", models[0])).save(out, force=True)
     assert "0.543" not in (out / "README.md").read_text()
     assert not (out / "plait_scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"mdels": []}, "no 'models'"),
+        ({"models": [{"name": "x", "path": 3}]}, "int"),
+        ({"models": [{"name": "x", "path": "OUT"}]}, "no 'differences'"),
+        ({"models": [{"name": "x", "path": "/elsewhere"}]}, "/elsewhere"),
+        ({"models": []}, "none"),
+    ],
+)
+def test_scores_that_are_none(
+    told: Any, said: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file without scores, or with those of other models, is told as such, and the card stays as it is."""
+    out = merged(tmp_path / "out", *models)
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps(told).replace("OUT", str(out)))
+    error = refused(capsys, tmp_path, "card", out, "--scores", file)
+    assert re.search("holds no scores|has no scores of", error)
+    assert said in error.split("found:")[1]
+
+
+def test_a_card_that_cannot_be_written(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where something else is in the place of the card, that is said."""
+    out = merged(tmp_path / "out", *models)
+    (out / "README.md").unlink()
+    (out / "README.md").mkdir()
+    assert "README.md cannot be written" in refused(capsys, tmp_path, "card", out, "--force")
 
 
 def test_template(models: list[Path], tmp_path: Path) -> None:

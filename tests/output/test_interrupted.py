@@ -398,6 +398,26 @@ def test_file_size_limit(limit: str, models: tuple[Path, Path], tmp_path: Path) 
     plait.merge(recipe).save(out, resume=True)
 
 
+def test_a_disk_that_takes_the_weights_alone(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Where a file beside the weights cannot be written, OUT is there to go on with, and ends as if nothing had been."""
+    words = {**make.tokenizer(16), "padding": None, "note": "x" * 100_000}
+    for model in models:
+        make.write_json(model / "tokenizer.json", words)
+    recipe = make.write_json(tmp_path / "recipe.yml", make.recipe("linear", *models))
+    out = tmp_path / "out"
+    command = f"ulimit -f 64; exec {sys.executable} -m plait merge {recipe} {out}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment())
+    assert done.returncode == 2, done.stderr
+    assert f"error: writing to {out} failed after the weights" in done.stderr
+    assert "with --resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (out / "config.json").exists()
+    assert plait.merge(recipe).save(out, resume=True).resumed == 21
+    (tmp_path / "x").mkdir()
+    again = plait.merge(shutil.copy(recipe, tmp_path / "x")).save(tmp_path / "x" / "out").out
+    assert make.hashes(out, "*") == make.hashes(again, "*")
+
+
 @pytest.mark.parametrize("call", ["pwrite", "fsync", "fdatasync", "replace"])
 def test_broken_disk(call: str, merge: Merge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fails (EIO) is told in one message; OUT is absent, or goes on with the same bytes later."""

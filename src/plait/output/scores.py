@@ -56,7 +56,7 @@ def chosen(file: Path, out: Path) -> dict[str, Any]:
         raise ModelError(
             f"{file} holds no scores",
             wanted="what `plait eval --json` prints",
-            found=f"no {error}",
+            found=f"no {error}" if isinstance(error, KeyError) else str(error),
             do="make it: plait eval BASE OUT … --json > FILE",
         ) from error
     raise ModelError(
