@@ -30,6 +30,7 @@ class Site:
 
     path: str  # below src/plait
     line: int
+    last: int  # of the lines of its call
     indent: int  # of its statement
     error: str  # the class
     parts: dict[str, ast.expr]  # what, wanted, found, do, where: those that are given
@@ -60,7 +61,7 @@ def read(sources: dict[str, str]) -> list[Site]:
             if name in (errors & own if above else errors - own):  # a class that words its error itself does so once
                 parts = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
                 parts |= {"what": call.args[0]} if call.args else {}
-                found.append(Site(path, call.lineno, indent, name, parts, within, tree))
+                found.append(Site(path, call.lineno, call.end_lineno or 0, indent, name, parts, within, tree))
     return found
 
 

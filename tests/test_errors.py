@@ -15,6 +15,7 @@ import pytest
 import make
 import messages
 from plait.cli import main
+from raised import PASSED_ON
 
 PAGE = (Path(__file__).parents[1] / "docs" / "errors.md").read_text("utf-8")
 Case = Callable[[Path], Any]  # gets a folder with the models a and b; returns a recipe, or the words of a command line
@@ -221,12 +222,6 @@ def test_a_class_that_is_given_mends_one_that_is_odd(folder: Path) -> None:
         main(["merge", str(folder / "recipe.yml"), str(folder / "out"), "--quiet"])
     assert ended.value.code == 0
     assert json.loads((folder / "out" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
-
-
-#: an error without parts of its own -> why
-PASSED_ON = {
-    ("errors.py", "Problems"): "holds errors that have theirs",
-}
 
 
 def test_every_error_has_its_parts() -> None:
