@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ import torch
 
 from plait import fit
 from plait.demo.score import HERE, SKILLS, Score, score, write
-from plait.demo.show import show
 from plait.demo.story import Row, Story, play, unpack
 from plait.demo.table import learnt, plain
 from plait.errors import OutputError, PlaitError
@@ -151,11 +151,19 @@ def test_a_mistake_in_a_recipe_is_located_and_the_working_directory_restored(tmp
     assert Path.cwd() == before
 
 
-def test_numbers_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
-    """A JSON file in a directory that does not exist stops the demo before it writes anything."""
-    with pytest.raises(OutputError, match="cannot write"):
-        show(tmp_path / "demo", json_file=tmp_path / "no" / "numbers.json")
-    assert not (tmp_path / "demo").exists()
+@pytest.mark.parametrize("place", ["no/numbers.json", ".", "n" * 300])
+def test_numbers_that_cannot_be_written_are_refused_before_the_work(
+    place: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """A JSON file in a directory that does not exist, or of an impossible name, stops the demo before it writes anything."""
+    refused("cannot be written", "demo", "--out", tmp_path / "demo", "--json", tmp_path / place)
+
+
+@pytest.mark.parametrize("place", ["file/demo", "n" * 300])
+def test_no_place_for_the_demo(place: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """A directory that cannot be made is told."""
+    (tmp_path / "file").write_text("mine")
+    refused("cannot write the demo to", "demo", "--out", tmp_path / place)
 
 
 def test_without_transformers_the_error_tells_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -54,7 +54,12 @@ def check_output(out: Path, nbytes: int, inputs: Iterable[Path], force: bool = F
             found=", ".join(held[:4]) + (" …" if len(held) > 4 else ""),
             do="choose another OUT, or pass --force to replace the model in it",
         )
-    there = next(p for p in (target, *target.parents) if os.path.exists(p))
+    check_disk(target, nbytes)
+
+
+def check_disk(out: Path, nbytes: int) -> None:
+    """Refuse a place that may not be written to, or whose disk lacks `nbytes` (and 16 MB for small files)."""
+    there = next(p for p in (out, *out.parents) if os.path.exists(p))
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(
             f"{there} cannot be written to",

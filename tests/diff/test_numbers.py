@@ -15,6 +15,7 @@ import plait
 from plait.diff import compare
 from plait.diff.facts import facts
 from plait.diff.spectrum import Gathering, Spectrum
+from plait.errors import ModelError
 
 
 @pytest.fixture
@@ -158,3 +159,10 @@ def test_odd_shapes() -> None:
     changes = {t["name"]: t["change"] for t in data["tensors"]}
     assert changes == {"scale": [0.5], "empty": [0.0], "zero": [0.0], "cube": [pytest.approx(0.5)]}
     assert data["compared"]["not_numbers"] == ["ids"]
+
+
+def test_one_alone(family: list[Path]) -> None:
+    """One model cannot be compared."""
+    with pytest.raises(ModelError, match="nothing to compare it with") as caught:
+        compare(family[0])
+    assert (caught.value.found, caught.value.do) == ("1", "name another model or recipe")

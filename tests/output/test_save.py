@@ -6,10 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,27 +201,13 @@ def test_row_11_zero_weight_sum(models: tuple[Path, Path], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("mode", [0o555, 0o000])
-def test_closed(mode: int) -> None:
+def test_closed(mode: int, nobody: Any) -> None:
     """A place that may not be written to, or not be looked into, is refused before the work."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        closed = Path(folder) / "closed"
-        closed.mkdir(mode=mode)
-        with unprivileged(), pytest.raises(OutputError, match="cannot be written to"):
-            check_output(closed / "new" / "out", 1000, [])
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Root may write everywhere: be nobody for a while."""
-    if os.getuid() != 0:
-        yield
-        return
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
+    folder, become = nobody
+    closed = folder / "closed"
+    closed.mkdir(mode=mode)
+    with become(), pytest.raises(OutputError, match="cannot be written to"):
+        check_output(closed / "new" / "out", 1000, [])
 
 
 def test_disk_too_small(tmp_path: Path) -> None:

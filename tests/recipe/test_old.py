@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,10 @@ def test_flags_refused(flags: list[str], told: str, capsys: pytest.CaptureFixtur
     code, _, said = convert(capsys, *flags)
     assert code == 2
     assert told in said
+
+
+def test_no_place(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """A new recipe that has no place on the disk is told, and nothing is printed in its stead."""
+    recipe = tmp_path / "r.yml"
+    recipe.write_text("merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n")
+    refused("new.yml cannot be written", "convert", recipe, "-o", tmp_path / "none" / "new.yml")

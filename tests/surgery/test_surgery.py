@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,12 @@ def test_refused(
     code, _, said = run(capsys, *(word.format(six, two) for word in words))
     assert code == 2
     assert told in said
+
+
+def test_refused_before_the_work(six: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """A file of weights cannot be run on a text, a recipe may have no place, a text no tokens: no model is written."""
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(" \n")
+    refused("cannot be run", "surgery", "prune", six / "model.safetensors", 1, out, "--text", text)
+    refused("the text has no tokens", "surgery", "prune", six, 1, out, "--text", text)
+    refused("cannot be written", "surgery", "drop", six, "1", out, "--write-yaml", tmp_path / "none" / "r.yml")

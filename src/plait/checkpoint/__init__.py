@@ -82,7 +82,7 @@ class InMemory:
         from plait.checkpoint.dtypes import spec_of
 
         self.config: Mapping[str, Any] = dict(config or {})
-        self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor) for name, tensor in tensors.items()}
+        self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor, name) for name, tensor in tensors.items()}
         self._tensors = dict(tensors)
 
     def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:

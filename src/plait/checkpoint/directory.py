@@ -16,7 +16,7 @@ from typing import Any
 
 from plait.checkpoint import Rows
 from plait.checkpoint.dtypes import torch_dtype
-from plait.checkpoint.header import Extent, read_header
+from plait.checkpoint.header import Extent, read_header, unreadable
 from plait.errors import ModelError
 from plait.lazy import torch
 from plait.types import TensorSpec
@@ -57,9 +57,7 @@ def read_json(path: Path, limit: int = 64_000_000) -> dict[str, Any]:
         if _HALF.search(text):
             json.dumps(data, ensure_ascii=False).encode("utf-8")  # half a character cannot be written again
     except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read", found=str(error.strerror), do="check that the file exists and may be read"
-        ) from error
+        raise unreadable(path, error.strerror) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON", found=str(error), do="download or copy the file again") from error
     if not isinstance(data, dict):

@@ -12,27 +12,27 @@ def torch_dtype(code: str) -> torch.dtype:
     known = DTYPES[code]
     if known.bits < 8 or not hasattr(torch, known.name):
         raise ModelError(
-            f"this PyTorch has no dtype for {code} tensors",
-            wanted=f"torch.{known.name}",
-            found=f"PyTorch {torch.__version__}",
-            do="install a newer PyTorch",
+            f"tensors in {code} cannot be read",
+            wanted="a dtype of whole bytes that PyTorch has",
+            found=f"{known.name}, with PyTorch {torch.__version__}",
+            do="use the model that this one was quantised from" if known.bits < 8 else "install a newer PyTorch",
         )
     dtype: torch.dtype = getattr(torch, known.name)
     return dtype
 
 
-def code_of(dtype: torch.dtype) -> str:
-    """The safetensors code of a torch dtype; `ModelError` for quantised and other exotic ones."""
+def code_of(dtype: torch.dtype, tensor: str = "") -> str:
+    """The safetensors code of a torch dtype; `ModelError` for quantised and other exotic ones, with the tensor's name."""
     name = str(dtype).removeprefix("torch.")
     if name not in CODES:
         raise ModelError(
             f"tensors of {dtype} cannot be read",
             wanted="a dtype such as bfloat16",
-            found=str(dtype),
+            found=tensor or str(dtype),
             do="save the tensors again in such a dtype",
         )
     return CODES[name]
 
 
-def spec_of(tensor: torch.Tensor) -> TensorSpec:
-    return TensorSpec(code_of(tensor.dtype), tuple(tensor.shape))
+def spec_of(tensor: torch.Tensor, name: str = "") -> TensorSpec:
+    return TensorSpec(code_of(tensor.dtype, name), tuple(tensor.shape))

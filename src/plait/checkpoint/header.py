@@ -35,9 +35,12 @@ def read_header(path: Path) -> dict[str, Extent]:
         with open(path, "rb") as file:
             return header_of(path, os.fstat(file.fileno()).st_size, file.read)
     except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read", found=str(error.strerror), do="check that the file exists and may be read"
-        ) from error
+        raise unreadable(path, error.strerror) from error
+
+
+def unreadable(path: Path, why: str | None) -> ModelError:
+    """What to raise for a file or folder that the system does not give us."""
+    return ModelError(f"{path} cannot be read", found=str(why), do="check that it exists and may be read")
 
 
 def header_of(path: Path, size: int, take: Callable[[int], bytes]) -> dict[str, Extent]:

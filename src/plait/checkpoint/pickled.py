@@ -47,7 +47,7 @@ class PickledFiles:
                         do="remove the file that does not belong to the model",
                     )
                 self._tensors[name] = tensor
-        self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor) for name, tensor in self._tensors.items()}
+        self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor, name) for name, tensor in self._tensors.items()}
 
     def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
         return cut(self._tensors[name], rows)

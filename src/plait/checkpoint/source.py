@@ -10,6 +10,7 @@ from typing import Any
 
 from plait.checkpoint import Checkpoint, hub
 from plait.checkpoint.directory import SafetensorsFiles, check_index, read_json, weight_files
+from plait.checkpoint.header import unreadable
 from plait.checkpoint.quantised import dequantised
 from plait.checkpoint.remote import RemoteFiles
 from plait.errors import ModelError
@@ -93,6 +94,8 @@ def open_model(
     if folder.is_file():
         weights = _weights([folder], {"architectures": [ref.architecture]} if ref.architecture else {})
         return Opened(ref, None, None, weights, getattr(weights, "files", (folder,)))
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise unreadable(folder, "a folder that may not be looked into")
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     classes = config.get("architectures") or []
     if not ref.architecture and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):

@@ -29,8 +29,9 @@ def command(file: str | None, models: tuple[str, ...], out: str | None, as_json:
 
     Without a FILE, the flags of mergekit-legacy: --merge, --weight, --density, … Comments are not kept.
     """
-    from plait.errors import OutputError, RecipeError, raise_all
+    from plait.errors import RecipeError, raise_all
     from plait.fit import problems
+    from plait.output.textfile import write_text
     from plait.recipe import load, write
 
     if bool(file) == bool(models):
@@ -45,14 +46,7 @@ def command(file: str | None, models: tuple[str, ...], out: str | None, as_json:
     text = write.text(made)
     _show.notes(notes)
     if out:
-        try:
-            Path(out).write_text(text, "utf-8")
-        except OSError as error:
-            raise OutputError(
-                f"{out} cannot be written",
-                found=str(error.strerror),
-                do="name a file in a folder that is there and can be written to",
-            ) from error
+        write_text(Path(out), text)
     elif as_json:
         _show.emit_json(made)
     else:

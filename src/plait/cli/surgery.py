@@ -161,7 +161,7 @@ def _finish(
 ) -> None:
     """Print the recipe and, with an OUT, run it; it is planned in any case, so that what is wrong is found."""
     from plait import front
-    from plait.errors import OutputError
+    from plait.output.textfile import write_text
     from plait.recipe import write
     from plait.surgery.layers import depth
 
@@ -174,14 +174,7 @@ def _finish(
     else:
         click.echo(text, nl=False)
     if options["write_yaml"]:
-        try:
-            Path(options["write_yaml"]).write_text(text, "utf-8")
-        except OSError as error:
-            raise OutputError(
-                f"{options['write_yaml']} cannot be written",
-                found=str(error.strerror),
-                do="name a file in a folder that is there and can be written to",
-            ) from error
+        write_text(Path(options["write_yaml"]), text)
     _show.notes(merge.plan.notes)
     if out and not options["dry_run"]:
         saved = merge.save(out, force=options["force"])

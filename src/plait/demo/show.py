@@ -15,7 +15,7 @@ from pathlib import Path
 from plait.demo import table
 from plait.demo.score import Tick, silent
 from plait.demo.story import Story, play
-from plait.errors import OutputError
+from plait.output.textfile import write_text
 
 QUICK = 100  # items of each skill
 WIDTH = 100  # columns
@@ -23,10 +23,11 @@ WIDTH = 100  # columns
 
 def show(out: Path, *, quick: bool = False, json_file: Path | None = None) -> Story:
     """Play the demo in `out` and print it; with `json_file`, write the numbers there too. Raises OutputError."""
-    if json_file and (json_file.is_dir() or not json_file.resolve().parent.is_dir()):
-        raise OutputError(
-            f"cannot write {json_file}", wanted="a file in a directory that exists", do="name another file"
-        )
+    if json_file:
+        new = not os.path.exists(json_file)
+        write_text(json_file, "", "a")  # which tells before the work whether it can be done
+        if new:
+            json_file.unlink()
     story = play(out, QUICK if quick else None, say=lambda line: print(_fitted(line), flush=True), progress=bar)
     print()
     if sys.stdout.isatty():
@@ -40,10 +41,7 @@ def show(out: Path, *, quick: bool = False, json_file: Path | None = None) -> St
     for line in advice(out).splitlines():
         print(_fitted(line))
     if json_file:
-        try:
-            json_file.write_text(json.dumps(table.as_json(story), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {json_file}", found=str(error), do="name another file") from error
+        write_text(json_file, json.dumps(table.as_json(story), indent=2) + "\n")
     return story
 
 

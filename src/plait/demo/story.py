@@ -118,8 +118,8 @@ def weave(recipe: Path, out: Path, say: Say) -> tuple[str, str]:
 
 def unpack(out: Path) -> Path:
     """Lay out models and recipes in `out` and return its absolute path; recipes that are there stay as they are."""
-    ours = (out / "recipes").is_dir() and (out / "models" / "base").is_dir()
-    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+    ours = os.path.isdir(out / "recipes") and os.path.isdir(out / "models" / "base")
+    if os.path.exists(out) and not ours and (not os.path.isdir(out) or os.listdir(out)):
         raise OutputError(
             f"{out} is not a directory of the demo",
             wanted="a new or empty directory",

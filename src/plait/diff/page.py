@@ -11,6 +11,7 @@ from plait.diff.facts import largest_changes
 from plait.diff.phrases import fixed, percent
 from plait.diff.plots import library, lines
 from plait.errors import OutputError, PlaitError
+from plait.output.textfile import write_text
 
 LARGEST = 15  # tensors in the table of the largest changes
 
@@ -30,20 +31,7 @@ def check(path: str | Path) -> None:
 
 def write(data: dict[str, Any], path: str | Path) -> None:
     """Write the page of `facts` to a file; raises `OutputError` if that cannot be."""
-    put(page(data), path)
-
-
-def put(text: str, path: str | Path) -> None:
-    """Write a page's text to a file; raises `OutputError` if that cannot be."""
-    target = Path(path).expanduser()
-    try:
-        target.write_text(text, "utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"{target} cannot be written",
-            found=str(error.strerror),
-            do="name a file in a folder that is there and can be written to",
-        ) from error
+    write_text(Path(path).expanduser(), page(data))
 
 
 def page(data: dict[str, Any]) -> str:

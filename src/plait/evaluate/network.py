@@ -34,9 +34,13 @@ def load(model: Path | str) -> tuple[Any, Any]:
     with transformers() as library:
         try:
             network = library.AutoModelForCausalLM.from_pretrained(model, local_files_only=True)
-        except (OSError, ValueError) as error:
-            found = str(error).strip().splitlines()[0][:200]
-            raise ModelError(f"transformers cannot load {model}", found=found, do="give a model directory") from error
+        except Exception as error:  # of a strange config or strange weights, transformers raises whatever comes up
+            raise ModelError(
+                f"transformers cannot load {model}",
+                wanted="a model directory of a class that this transformers knows",
+                found=_said(error),
+                do="mend its config.json, install a newer transformers, or give another model",
+            ) from error
     return network.float().eval(), tokenizer(model)
 
 
@@ -45,11 +49,14 @@ def tokenizer(model: Path | str) -> Any:
     with transformers() as library:
         try:
             return library.AutoTokenizer.from_pretrained(model, local_files_only=True)
-        except (OSError, ValueError) as error:
-            found = str(error).strip().splitlines()[0][:200]
+        except Exception as error:
             what, wanted = f"{model} has no tokenizer that transformers can load", "its files beside the weights"
             do = "copy the tokenizer files of the model that it was made from into its folder"
-            raise ModelError(what, wanted=wanted, found=found, do=do) from error
+            raise ModelError(what, wanted=wanted, found=_said(error), do=do) from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from plait.merged import Merge
 from plait.output.inputs import fetch
 from plait.output.sidefiles import side_files
 from plait.plan import Plan
+from plait.writer import check_disk
 
 
 @dataclass(frozen=True)
@@ -141,21 +141,7 @@ def _check(path: Path, beside: Path, nbytes: int, force: bool) -> None:
         raise OutputError(
             f"{there[0]} is there already", wanted="a new file", do="choose another OUT, or pass --force to replace it"
         )
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{folder} cannot be written to",
-            wanted="a folder that may be written to",
-            do="choose another OUT, or change its permissions",
-        )
-    free = shutil.disk_usage(folder).free
-    if free < nbytes + 64_000_000:  # for tokens and merges
-        raise OutputError(
-            "the disk is too full for the output",
-            wanted=f"{nbytes / 1e9:.2f} GB",
-            found=f"{free / 1e9:.2f} GB free at {folder}",
-            do="free some space, or choose an OUT on another disk",
-        )
+    check_disk(path.absolute().parent, nbytes + 48_000_000)  # for tokens and merges
 
 
 def _called(name: str, architecture: str, tokens: Vocabulary) -> str:

@@ -19,6 +19,7 @@ from plait.checkpoint.directory import read_json
 from plait.errors import ModelError, OutputError
 from plait.output.depths import sparkline
 from plait.output.parents import agreed
+from plait.output.textfile import write_text
 from plait.output.whole import PROVENANCE, read_provenance
 
 TEMPLATE = "card.md.jinja"
@@ -106,8 +107,8 @@ def rewrite(
     known = scores if scores is not None else read_json(kept) if kept.is_file() else None
     text = card(facts, name or title(out), scores=known, template=template)
     if scores is not None:
-        _write(kept, json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-    _write(out / "README.md", text)
+        write_text(kept, json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+    write_text(out / "README.md", text)
     return text
 
 
@@ -184,14 +185,6 @@ def _not_provenance(found: object) -> ModelError:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, "utf-8", newline="\n")
-    except OSError as error:
-        do = "change the permissions of its folder, or free some space"
-        raise OutputError(f"{path} cannot be written", found=error.strerror or str(error), do=do) from error
 
 
 # -- the template's filters

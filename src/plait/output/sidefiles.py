@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.checkpoint.directory import read_json
+from plait.checkpoint.header import unreadable
 from plait.checkpoint.source import Opened
 from plait.errors import ModelError, PlanError, nearest
 from plait.output.hashes import sha256
@@ -127,6 +128,9 @@ def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
         if kept := [name for name in others if name.endswith(".safetensors")]:
             notes.append(f"{', '.join(kept)} of {donor.ref}: copied, not merged")
     copied |= others
+    for taken in copied.values():
+        if taken.exists() and not os.access(taken, os.R_OK):
+            raise unreadable(taken, "a file that may not be read")
     origins |= dict.fromkeys(others, str(donor.ref))
     if plan.vocabulary and plan.vocabulary.moves and (path := copied.get("generation_config.json")):
         del copied["generation_config.json"]

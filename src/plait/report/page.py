@@ -9,11 +9,12 @@ from typing import Any
 from plait.diff import page as comparison
 from plait.diff.plots import lines
 from plait.output.card import number, span
+from plait.output.textfile import write_text
 
 
 def write(data: dict[str, Any], path: str | Path) -> None:
     """Write the page of `build.as_json` to a file; raises `OutputError` if that cannot be."""
-    comparison.put(page(data), path)
+    write_text(Path(path).expanduser(), page(data))
 
 
 def page(data: dict[str, Any]) -> str:
