@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -72,3 +73,19 @@ def nobody() -> Iterator[tuple[Path, Callable[[], AbstractContextManager[None]]]
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         yield Path(folder), become
+
+
+@pytest.fixture
+def small_files() -> Callable[[int], AbstractContextManager[None]]:
+    """A limit on the size of every file that this process writes, for a while: `small_files(bytes)`."""
+
+    @contextmanager
+    def limited(nbytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

@@ -95,6 +95,19 @@ def test_graft_by_module(pen: Path, other: Other) -> None:
     assert [n for n, x in plait.merge(recipe) if not same(x, whole.read(n))] == []
 
 
+def test_a_module_that_a_model_lacks(pen: Path, other: Other, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """A model from which `modules:` wants a module that it does not have is refused; those that have it are named."""
+    base = save("qwen2-vl", pen)
+    text = other(
+        "qwen2-vl", "text", lambda n: None if n.startswith("visual") else n, architectures=["Qwen2ForCausalLM"]
+    )
+    module = next(step.module for step in plait.merge(make.recipe("linear", base)).plan.steps if "visual" in step.name)
+    part = {"models": [{"model": str(model), "parameters": {"weight": 1.0}} for model in (base, text)]}
+    recipe = {"merge_method": "linear", "base_model": str(base), "modules": {module: part}}
+    told = refused(f"has no {module}", "merge", make.write_json(tmp_path / "r.yml", recipe), tmp_path / "out")
+    assert f"it is in {base}" in told
+
+
 @pytest.mark.parametrize(
     ("name", "cls", "module"), [("llava", "CLIPVisionModel", "vision_tower"), ("t5", "T5EncoderModel", "encoder")]
 )

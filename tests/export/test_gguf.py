@@ -267,6 +267,19 @@ def words(**entries: Any) -> Callable[[Path], Any]:
     return lambda folder: change(folder, "tokenizer.json", **entries)
 
 
+def cut_expert(folder: Path) -> None:
+    own = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    save_file(own | {name: own[name][:-1].clone()}, folder / "model.safetensors")
+
+
+def positions(folder: Path, **entries: Any) -> None:
+    """Changes in the `rope_parameters` of config.json."""
+    data = json.loads((folder / "config.json").read_text("utf-8"))
+    change(folder, "config.json", rope_parameters=data["rope_parameters"] | entries)
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
 SPLIT = {"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Isolated", "invert": False}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
@@ -285,6 +298,13 @@ WRONG: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "routing": ("qwen3 moe", "norm_topk_prob is fixed", config(norm_topk_prob=False)),
     "dynamic": ("llama", "scales its positions", config(rope_parameters={"rope_type": "dynamic", "factor": 2.0})),
     "a setting of yarn": ("qwen2 yarn", "scales its positions", config(rope_parameters={**YARN, "mscale": 2.0})),
+    "other heads": ("llama", "q_proj.weight does not fit", config(num_attention_heads=3)),
+    "an expert cut": ("qwen3 moe", "differ in shape", cut_expert),
+    "factors cut": ("phi3 long", "do not fit the heads", lambda f: positions(f, long_factor=[1.0] * 7)),
+    "sliding": ("gemma3", "a sliding window scale", lambda f: positions(f, sliding_attention=LINEAR)),
+    "merges": ("qwen2", "that cannot be read", lambda f: unlike(f, merges=[["a", "b", "c"]])),
+    "mixed merges": ("qwen2", "that cannot be read", lambda f: unlike(f, merges=["a b", ["c", "d"]])),
+    "generation": ("qwen2", "^generation_config.json is not", lambda f: (f / "generation_config.json").write_text("[")),
     "no length": ("llama", "lacks what GGUF needs", config(max_position_embeddings=None)),
 }
 
@@ -297,16 +317,20 @@ def test_refused(fault: str, tmp_path: Path) -> None:
     spoil(folder)
     with pytest.raises(ModelError, match=said) as caught:
         ready(folder, tmp_path / "out" / "a.gguf")
-    assert caught.value.wanted
+    assert caught.value.wanted or fault == "generation"
     assert caught.value.found
+    assert caught.value.do
     assert not (tmp_path / "out").exists()
 
 
 def test_pre(tmp_path: Path) -> None:
-    """--pre names a pre-tokenizer that plait does not know."""
+    """--pre names a pre-tokenizer that plait does not know; SentencePiece has none to name."""
     folder = gguf_models.write("qwen2", tmp_path / "model")
     CUT(folder)
     assert keys(exported(folder, tmp_path / "a.gguf", pre="gpt-2").out)["tokenizer.ggml.pre"] == "gpt-2"
+    with pytest.raises(ModelError, match="has no pre-tokenizer") as caught:
+        ready(gguf_models.write("llama", tmp_path / "pieces"), tmp_path / "b.gguf", pre="gpt-2")
+    assert (caught.value.found, caught.value.do) == ("gpt-2", "leave --pre out")
 
 
 def test_out(tmp_path: Path) -> None:
@@ -344,6 +368,18 @@ def test_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         write(ready(folder, tmp_path / "a.gguf", force=True, type="Q8_0"), 2, interrupted)
     assert (tmp_path / "a.gguf").read_bytes() == older
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.Modelfile", "a.gguf", "model"]
+
+
+@pytest.mark.parametrize(("limit", "said"), [(100, "temporary files cannot be"), (100_000, "o.gguf failed")])
+def test_no_space(limit: int, said: str, tmp_path: Path, small_files: Any, refused: Callable[..., str]) -> None:
+    """A disk that does not take the file, or the temporary ones that it is made from, is told; nothing new is there."""
+    folder, out = gguf_models.write("llama", tmp_path / "model"), tmp_path / "new" / "o.gguf"
+    command = ["export", "gguf", folder, out, "--quiet"]
+    refused(said, *command, during=lambda: small_files(limit))
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*map(str, command)])
+    assert ended.value.code == 0
+    assert len(tensors(out)) == 29
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import make
 import plait
 from plait.checkpoint.adapter import open_adapter
 from plait.cli import main
-from plait.errors import PlaitError
+from plait.errors import OutputError, PlaitError
 from plait.lora import BaseNeededError, Limit, merge
 from plait.lora.report import total
 from plait.method import bind
@@ -300,3 +302,37 @@ def test_mistakes(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     told = refused(capsys, tmp_path, "lora", "merge", *names, tmp_path / "out", "-p", "density")
     assert "the parameter 'density' has no value" in told
     assert open_adapter(Path(names[0])).factors
+
+
+def test_ranks_that_differ_within_a_module(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Two tensors of one module that would get different ranks are refused with the bound that makes them one; no OUT is left."""
+    make_model, configs = KINDS["experts in one tensor"]
+    torch.manual_seed(0)
+    make_model().save_pretrained(tmp_path / "base")
+    names, out = adapters(tmp_path / "base", tmp_path, *configs), tmp_path / "new" / "out"
+    told = refused("would have two ranks", "lora", "merge", *names, out, "--energy", "0.6", "--quiet")
+    (bound,) = re.findall(r"pass (--max-rank \d+)", told)
+    with pytest.raises(SystemExit) as done:
+        main(["lora", "merge", *names, str(out), *bound.split(), "--quiet"])
+    assert done.value.code == 0
+    assert open_adapter(out).factors
+
+
+def test_other_kinds(base: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Adapters whose factors are stored in different ways cannot be one."""
+    names = adapters(base, tmp_path, {}, {})
+    path = Path(names[1]) / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": True}))
+    refused("of different kinds", "lora", "merge", *names, tmp_path / "out")
+
+
+@pytest.mark.parametrize("limit", [10, 2000])
+def test_no_space(limit: int, base: Path, tmp_path: Path, small_files: Any, refused: Callable[..., str]) -> None:
+    """A disk that does not take the adapter is told; nothing new is there, and an older adapter stays whole."""
+    names, out = adapters(base, tmp_path, {}, {}), tmp_path / "new" / "out"
+    refused("out failed", "lora", "merge", *names, out, "--quiet", during=lambda: small_files(limit))
+    older = merge(recipe("task_arithmetic", names[:1], [{"weight": 1}]), tmp_path / "older").out
+    before = make.hashes(older, "*")
+    with small_files(limit), pytest.raises(OutputError, match="older failed"):
+        merge(recipe("task_arithmetic", names, [{"weight": 1}] * 2), older, force=True)
+    assert make.hashes(older, "*") == before

@@ -21,7 +21,7 @@ from plait.diff.page import check
 from plait.errors import ModelError
 from plait.report import Report, report
 from plait.report.build import as_json
-from plait.report.page import page
+from plait.report.page import page, write
 
 DEMO = Path(plait.__file__).parent / "demo" / "models"
 NAMES = ("add", "rev", "src")
@@ -377,7 +377,8 @@ def test_page(tmp_path: Path) -> None:
     text["models"][0]["parameters"] = {"weight": [0.2, 0.8]}
     check(tmp_path / "page.html")
     data = as_json(look(merged(tmp_path / "out", text)))
-    made = page(data)
+    write(data, tmp_path / "page.html")
+    made = (tmp_path / "page.html").read_text("utf-8")
     assert "<title>out: good</title>" in made
     assert "weight for add, as the recipe gives it to each layer" in made
     assert made.count('<svg role="img"') == 5

@@ -97,7 +97,7 @@ def _asked_for(recipe: Recipe, models: Sequence[Model], reference: Model) -> Ite
             if source.model != piece.base and (wanted := list(module.names())) and all(n in lacks for n in wanted):
                 what, do = (
                     f"{source.model} has no {module.name}",
-                    f"leave it out of the module's models: {having} have it",
+                    f"leave it out of the module's models; it is in {having}",
                 )
                 yield PlanError(
                     what,

@@ -20,7 +20,7 @@ from plait.evaluate.cache import digest, file_digest
 from plait.evaluate.records import Subject
 from plait.merged import Merge
 from plait.methods import registry
-from plait.output.sidefiles import side_files
+from plait.output.sidefiles import laid_out, side_files
 from plait.plan import Plan
 from plait.prepare import prepare
 from plait.types import ModelRef
@@ -111,11 +111,9 @@ class Unwritten:
         if self._loaded is None:
             from plait.evaluate.network import tokenizer, transformers
 
-            with tempfile.TemporaryDirectory() as folder, transformers() as library:
-                side_files(self.plan).write(Path(folder))
-                Path(folder, "config.json").write_text(json.dumps(self.plan.config), "utf-8")
+            with laid_out(self.plan, self.plan.config) as folder, transformers() as library:
                 network = Merge(self.plan).to_transformers().float().eval()
-                if Path(folder, "generation_config.json").is_file():
+                if (folder / "generation_config.json").is_file():
                     network.generation_config = library.GenerationConfig.from_pretrained(folder)
                 self._loaded = placed(network, self.machine), tokenizer(folder)
         return self._loaded

@@ -5,10 +5,8 @@ Needs the `gguf` package. Reference: https://github.com/ggml-org/ggml/blob/maste
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from plait.export.modelfile import modelfile
 from plait.export.tokens import Vocabulary, vocabulary
 from plait.merged import Merge
 from plait.output.inputs import fetch
-from plait.output.sidefiles import side_files
+from plait.output.sidefiles import laid_out
 from plait.plan import Plan
 from plait.writer import check_disk
 
@@ -74,15 +72,13 @@ def export(
     tensors, more = layout(family, merge.specs, config, kind)
     rows = next(one.shape[0] for one in tensors if one.name == "token_embd.weight")
     path, beside = _target(out, name, kind)
-    with tempfile.TemporaryDirectory(prefix="plait-") as folder:
-        side_files(plan).write(Path(folder))
-        Path(folder, "config.json").write_text(json.dumps(config), "utf-8")
+    with laid_out(plan, config) as folder:
         try:
-            tokens = vocabulary(Path(folder), rows, pre)
+            tokens = vocabulary(folder, rows, pre)
+            ollama = modelfile(path.name, folder, tokens)
         except PlaitError as error:
-            error.what = error.what.replace(folder + "/", "").replace(folder, name)
+            error.what = error.what.replace(f"{folder}/", "").replace(str(folder), name)
             raise
-        ollama = modelfile(path.name, Path(folder), tokens)
     _check(path, beside, sum(one.nbytes for one in tensors), force)
     return Export(
         plan=plan,

@@ -182,6 +182,8 @@ def _special(folder: Path, rows: int, keep: bool) -> Any:
     before, log.disabled = log.disabled, True  # what it would say of odd templates is settled in `_ends`
     try:
         special = gguf.SpecialVocab(folder, load_merges=keep, n_vocab=rows)
+        if not all(isinstance(merge, str) for merge in special.merges):
+            raise ValueError("merges of several kinds")
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ModelError(
             f"{folder} has a tokenizer that cannot be read",

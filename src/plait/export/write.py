@@ -46,13 +46,14 @@ def write(ready: Export, threads: int | None = None, progress: Callable[[int], N
     `progress` is told the bytes done since its last call.
     """
     begun = time.monotonic()
-    begun_file = ready.out.with_name(ready.out.name + ".partial")
+    partial = {path: path.with_name(path.name + ".partial") for path in (ready.modelfile, ready.out)}
     made = [path for path in (ready.out.parent, *ready.out.parent.parents) if not path.exists()]
     try:
         ready.out.parent.mkdir(parents=True, exist_ok=True)
-        _fill(ready, begun_file, threads or default_threads(), progress or (lambda done: None))
-        ready.modelfile.write_text(ready.ollama, "utf-8")
-        os.replace(begun_file, ready.out)
+        _fill(ready, partial[ready.out], threads or default_threads(), progress or (lambda done: None))
+        partial[ready.modelfile].write_text(ready.ollama, "utf-8")
+        for path, begun_file in partial.items():
+            os.replace(begun_file, path)
         fsync_folder(ready.out.parent)
     except OSError as error:
         raise OutputError(
@@ -62,7 +63,9 @@ def write(ready: Export, threads: int | None = None, progress: Callable[[int], N
             do="free some space, or choose another OUT",
         ) from error
     finally:
-        begun_file.unlink(missing_ok=True)
+        for begun_file in partial.values():
+            with suppress(OSError):
+                begun_file.unlink(missing_ok=True)
         for folder in made:
             with suppress(OSError):  # not empty: the file is in it
                 folder.rmdir()

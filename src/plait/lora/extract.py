@@ -23,14 +23,14 @@ from plait.errors import PlaitError
 from plait.lora.limit import Limit, narrow, residual
 from plait.lora.modules import Kind, fits, is_embedding, kind_of, listed, prefix, turned
 from plait.lora.report import Row, options, texts
-from plait.lora.write import AdapterWriter, configuration
+from plait.lora.write import AdapterWriter, configuration, factor_code
 from plait.output.inputs import fetch
 from plait.output.provenance import provenance
 from plait.plan import Plan, Step
 from plait.prepare import prepare
 from plait.recipe import write
 from plait.run import Progress, default_threads, workshop
-from plait.types import CODES, DTYPES, MERGEABLE, ModelRef
+from plait.types import DTYPES, ModelRef
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,7 @@ def extract(
     `distribute` the singular values over A and B, or have them all in A. `dtype` of the factors; what is held whole keeps the
     model's. `planning` is for `prepare`. `progress` gets the number of modules and gives a function that is told the finished.
     """
-    code = CODES.get(dtype)
-    if code not in MERGEABLE:
-        wanted = ", ".join(DTYPES[c].name for c in MERGEABLE)
-        raise PlaitError(
-            f"factors cannot be written in {dtype!r}", wanted=wanted, found=dtype, do="pass one of these as --dtype"
-        )
+    code = factor_code(dtype)
     if isinstance(model, str) and ModelRef.parse(model) == ModelRef.parse(base):
         do = "pass the model that it was fine-tuned from as --base-model"
         raise PlaitError("model and base are one", wanted="a model and what it was made of", found=model, do=do)

@@ -19,19 +19,19 @@ from plait.checkpoint.adapter import Adapter, open_adapter
 from plait.checkpoint.directory import read_json
 from plait.checkpoint.dtypes import torch_dtype
 from plait.checkpoint.source import Opened, adapter_folder, is_adapter
-from plait.errors import ModelError, PlaitError
+from plait.errors import ModelError
 from plait.lora import factors
 from plait.lora.core import Bases, Cores
 from plait.lora.limit import Limit
 from plait.lora.report import Row, options, texts
-from plait.lora.write import AdapterWriter, configuration
+from plait.lora.write import AdapterWriter, configuration, factor_code
 from plait.methods import registry
 from plait.plan import Options, Plan
 from plait.prepare import Source
 from plait.recipe import Recipe, load
 from plait.run import tensor, workshop
 from plait.strands import Model
-from plait.types import CODES, DTYPES, MERGEABLE, ModelRef
+from plait.types import DTYPES, ModelRef
 
 ZEROS = ModelRef("(the base)")
 
@@ -68,11 +68,7 @@ def merge(
     `limit`: the ranks of the result; by default nothing is left out. Raises `BaseNeededError` for adapters that are more
     than factors.
     """
-    if CODES.get(dtype) not in MERGEABLE:
-        wanted = ", ".join(DTYPES[c].name for c in MERGEABLE)
-        raise PlaitError(
-            f"factors cannot be written in {dtype!r}", wanted=wanted, found=dtype, do="pass one of these as --dtype"
-        )
+    code = factor_code(dtype)
     recipe = source if isinstance(source, Recipe) else load(source, lenient=lenient)
     beside, kept = Path(recipe.path).parent if recipe.path else None, Path(cache) if cache else None
     recipe = _based(recipe, kept, beside)
@@ -102,11 +98,11 @@ def merge(
     inputs = [path for a in adapters.values() for path in (*a.files, a.folder)]
     numbers = [refs.index(m.ref) if m.ref in adapters else None for m in plan.models]
     names = [n for site in bases.sites.values() for n in (*factors.names(site), factors.bias_name(site))]
-    size = DTYPES[CODES[dtype]].bits // 8
+    size = DTYPES[code].bits // 8
     bound = sum(site.groups * sum(site.ranks) * (site.out + site.inside) * size for site in bases.sites.values())
     with AdapterWriter(out, [*names, *copies], bound, inputs, force) as writer:
         tell = progress(len(bases.sites)) if progress else None
-        rows = _written(plan, bases, numbers, limit, torch_dtype(CODES[dtype]), writer, tell)
+        rows = _written(plan, bases, numbers, limit, torch_dtype(code), writer, tell)
         for stored, adapter in copies.items():
             writer.add(stored, adapter.checkpoint.read(stored))
         config = _config(bases, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from plait.checkpoint.dtypes import spec_of
-from plait.errors import OutputError
+from plait.errors import OutputError, PlaitError
+from plait.types import CODES, DTYPES, MERGEABLE
 from plait.writer import check_output
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -36,13 +38,24 @@ class AdapterWriter:
         self._at = 0
 
     def __enter__(self) -> AdapterWriter:
+        self._made = [path for path in (self.out, *self.out.parents) if not path.exists()]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self._file = open(self._partial, "wb")  # closed in __exit__
             self._file.write(b" " * (8 + self._room))
         except OSError as error:
+            self._clear()
             raise _failed(self.out, error) from error
         return self
+
+    def _clear(self) -> None:
+        """Remove what was begun."""
+        for name in _OWN:
+            with suppress(OSError):
+                (self.out / f"{name}.partial").unlink()
+        for folder in self._made:
+            with suppress(OSError):  # not empty: the adapter is in it
+                folder.rmdir()
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Write one tensor; wide dtypes first, so that all are aligned."""
@@ -68,18 +81,31 @@ class AdapterWriter:
             self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
             self._file.flush()
             os.fsync(self._file.fileno())
+            texts = {**texts, CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
+            for name, text in texts.items():
+                (self.out / f"{name}.partial").write_text(text, "utf-8", newline="\n")
             for name in _OWN:
                 (self.out / name).unlink(missing_ok=True)
-            os.replace(self._partial, self.out / WEIGHTS)
-            for name, text in {**texts, CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}.items():
-                (self.out / f"{name}.partial").write_text(text, "utf-8", newline="\n")
+            for name in (WEIGHTS, *texts):
                 os.replace(self.out / f"{name}.partial", self.out / name)
         except OSError as error:
             raise _failed(self.out, error) from error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of a full disk, which was told
+            self._file.close()
+        self._clear()
+
+
+def factor_code(dtype: str) -> str:
+    """The safetensors code of the dtype in which factors are asked for; `PlaitError` for one that they cannot have."""
+    code = CODES.get(dtype)
+    if code not in MERGEABLE:
+        wanted = ", ".join(DTYPES[c].name for c in MERGEABLE)
+        raise PlaitError(
+            f"factors cannot be written in {dtype!r}", wanted=wanted, found=dtype, do="pass one of these as --dtype"
+        )
+    return code
 
 
 def configuration(

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 from plait.checkpoint.directory import read_json
 from plait.checkpoint.header import unreadable
 from plait.checkpoint.source import Opened
-from plait.errors import ModelError, PlanError, nearest
+from plait.errors import ModelError, OutputError, PlanError, nearest
 from plait.output.hashes import sha256
 from plait.output.templates import NAMED, syntax
 from plait.plan import Plan
@@ -97,6 +99,24 @@ class SideFiles:
             (out / f"{name}.partial").write_text(text, "utf-8")
             os.replace(out / f"{name}.partial", out / name)
         return [out / name for name in (*self.copied, *self.texts)]
+
+
+@contextmanager
+def laid_out(plan: Plan, config: Mapping[str, Any]) -> Iterator[Path]:
+    """The side files and a config.json in a temporary folder, for what reads them there."""
+    with ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plait-")))
+            side_files(plan).write(folder)
+            (folder / "config.json").write_text(json.dumps(config), "utf-8")
+        except OSError as error:
+            raise OutputError(
+                "temporary files cannot be written",
+                wanted="a folder with some MB of space for them",
+                found=error.strerror or str(error),
+                do="free some space, or name another folder in the environment's TMPDIR",
+            ) from error
+        yield folder
 
 
 def side_files(plan: Plan, copy_tokenizer: bool = True) -> SideFiles:
