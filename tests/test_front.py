@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from safetensors.torch import load_file
 
 import make
 import plait
-from plait.errors import ModelError, PlanError, RecipeError
+from plait.errors import ModelError, PlaitError, PlanError, RecipeError
 from plait.testing.checkpoints import same
 
 STEP = 2.0**-24  # half a unit in the last place of float32, relative
@@ -113,6 +115,27 @@ def test_to_transformers(models: tuple[Path, Path], tmp_path: Path) -> None:
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
     assert torch.equal(here, saved)
     assert here.std() > 0
+
+
+def test_transformers_that_cannot(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """A merge of no class of transformers, or of a config that it cannot use, is told; and what to install without it."""
+    merge = plait.merge(average(*models))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(PlaitError, match="is not installed") as lacking:
+            merge.to_transformers()
+    assert lacking.value.do == 'pip install "plait[run]"'
+    strange = make.model(tmp_path / "strange", settings={"architectures": ["NoSuchModel"]})
+    with pytest.raises(PlaitError, match="no class for this model") as unknown:
+        plait.merge(average(strange)).to_transformers()
+    assert "NoSuchModel" in str(unknown.value.found)
+    odd = make.model(tmp_path / "odd", settings={"hidden_act": "nonesuch"})
+    recipe, questions = make.write_json(tmp_path / "r.yml", average(odd)), tmp_path / "q.jsonl"
+    questions.write_text('{"prompt": "w5 w6", "answer": "w7"}\n')
+    told = refused("transformers cannot make a model of this merge", "eval", recipe, "--questions", questions)
+    assert "nonesuch" in told
 
 
 SLERP = """\

@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from plait.checkpoint import Rows
-from plait.errors import PlaitError
+from plait.errors import ModelError, PlaitError
 from plait.output.inputs import fetch
 from plait.output.save import Saved, save
 from plait.output.sidefiles import side_files
@@ -133,4 +133,13 @@ class Merge:
                 found=str(config.get("architectures")),
                 do="update transformers, or save the merge and load it with its own code",
             )
-        return kind.from_pretrained(None, config=kind.config_class.from_dict(config), state_dict=dict(self))
+        weights = dict(self)
+        try:
+            return kind.from_pretrained(None, config=kind.config_class.from_dict(config), state_dict=weights)
+        except Exception as error:  # of a strange config, transformers raises whatever comes up
+            raise ModelError(
+                "transformers cannot make a model of this merge",
+                wanted="a config of a class that this transformers knows",
+                found=f"{type(error).__name__}: {' '.join(str(error).split())}"[:200],
+                do=f"mend the config.json of {self.plan.models[self.plan.donor].ref}, or install a newer transformers",
+            ) from error
