@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,27 @@ def test_row_42_memory(method: str, kernels: str, models: list[Path], tmp_path: 
     held, said = peak([*plait_, "merge", file, tmp_path / "free"])
     assert held <= (float(said.split("holds ")[1].split(" MB")[0]) + 1) * 10**6
     assert make.hashes(tmp_path / "small") == make.hashes(tmp_path / "free")
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_the_largest_tensor_does_not_count(method: str, tmp_path: Path) -> None:
+    """What a merge holds is the same for tensors of 64 MB and of 4 GB (mergekit holds 16 to 22 times the largest)."""
+    said = []
+    for rows in (1 << 14, 1 << 20):
+        models = [sparse(tmp_path / f"{rows}-{i}", rows) for i in range(3)]
+        said.append(memory(plait.merge(recipe(method, models)).plan, 4, PIECES[0]))
+    assert abs(said[1] - said[0]) < 1 << 20
+
+
+def sparse(folder: Path, rows: int) -> Path:
+    """A model of one bfloat16 tensor of so many rows of 2048, whose zeros take no space on the disk."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "none"}')
+    entry = {"dtype": "BF16", "shape": [rows, 2048], "data_offsets": [0, rows * 4096]}
+    header = json.dumps({"large.weight": entry}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(folder / "model.safetensors", 8 + len(header) + rows * 4096)
+    return folder
 
 
 def test_smaller_pieces_first(models: list[Path]) -> None:
