@@ -121,3 +121,43 @@ def test_passing_trouble(status: int | str | float, stream: bool, user: User, hu
     user.ok("merge", recipe, tmp_path / "out", "--transformers-cache", tmp_path / "cache", *options)
     assert make.hashes(tmp_path / "out") == make.hashes(tmp_path / "local")
     assert all(fault[3] == 0 for fault in hub.faults)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_reproduce(stream: bool, user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """A merge of models on the Hub is made again from the commits of then, on a machine that has never seen them."""
+    for seed, name in enumerate("ab"):
+        hub.publish(f"tester/{name}", make.model(tmp_path / name, seed, settings={"note": name}))
+    recipe = make.recipe("dare_ties", "tester/a", "tester/b", base="tester/a")
+    path = make.write_json(tmp_path / "r.yml", {**recipe, "parameters": {"weight": 0.5, "density": 0.5}})
+    out = tmp_path / "out"
+    user.ok("merge", path, out, "--transformers-cache", tmp_path / "cache", *["--stream"] * stream)
+    hub.publish("tester/a", make.model(tmp_path / "c", 7), "another model by now")
+    path.unlink()
+    done = user.ok("reproduce", out, tmp_path / "again", "--transformers-cache", tmp_path / "new")
+    assert "the same: 21 tensors and every file beside them" in done.out
+    assert "not as it was then" not in done.err
+    assert make.hashes(tmp_path / "again") == make.hashes(out)
+    done = user.ok("reproduce", out, "--transformers-cache", tmp_path / "new", "--json")
+    assert json.loads(done.out)["changed"] == []
+    (cached,) = (tmp_path / "new" / "models--tester--b").rglob("model.safetensors")
+    raw = cached.read_bytes()
+    cached.resolve().write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    done = user.plait("reproduce", out, "--transformers-cache", tmp_path / "new")
+    assert done.code == 2
+    assert "found:  1 of 21 tensors: model.norm.weight" in done.err
+    assert stream or "not as it was then: models: tester/b" in done.err
+
+
+def test_reproduce_what_is_gone(user: User, hub: FakeHub, tmp_path: Path) -> None:
+    """Where the Hub has not the commit of then any more, that is said, and nothing is left."""
+    hub.publish("tester/a", make.model(tmp_path / "a"))
+    path = make.write_json(tmp_path / "r.yml", make.recipe("linear", "tester/a"))
+    user.ok("merge", path, tmp_path / "out", "--transformers-cache", tmp_path / "cache")
+    hub.repos.clear()
+    hub.publish("tester/a", make.model(tmp_path / "b", 1), "written anew")
+    before = sorted(tmp_path.iterdir())
+    done = user.plait("reproduce", tmp_path / "out", "--transformers-cache", tmp_path / "new")
+    assert done.code == 2
+    assert "no revision" in done.err
+    assert [p for p in sorted(tmp_path.iterdir()) if p.name != "new"] == before

@@ -115,11 +115,26 @@ def pins(facts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str | None, str 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What of two provenances differs, of all that decides the bytes."""
-    return changes(*({key: _plain(key, facts.get(key)) for key in _DECIDES} for facts in (then, now)))
+    streamed = {
+        m["model"] for facts in (then, now) for m in facts.get("models") or () if any("read" in f for f in _files(m))
+    }
+
+    def plain(key: str, value: Any) -> Any:
+        if key != "models":
+            return value
+        # of a file that was read in parts there is no more than the hash that the Hub has
+        hashes = {m["model"]: {str(f.get("name")): f.get("hub_sha256") for f in _files(m)} for m in value or ()}
+        return {
+            m["model"]: [m["revision"], hashes[m["model"]] if m["model"] in streamed else m["fingerprint"]]
+            for m in value or ()
+        }
+
+    return changes(*({key: plain(key, facts.get(key)) for key in _DECIDES} for facts in (then, now)))
 
 
-def _plain(key: str, value: Any) -> Any:
-    return {m["model"]: [m["revision"], m["fingerprint"]] for m in value or ()} if key == "models" else value
+def _files(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    files = model.get("files")
+    return [file for file in files if isinstance(file, dict)] if isinstance(files, list) else []
 
 
 def listed(files: object) -> dict[str, str]:
