@@ -99,6 +99,12 @@ def raise_all(problems: Iterable[PlaitError]) -> None:
         raise found[0] if len(found) == 1 else Problems(found)
 
 
+def reason(error: OSError) -> str:
+    """What the system says, and of which file where it tells."""
+    said = error.strerror or str(error)
+    return f"{said}: {error.filename}" if error.filename and error.strerror else said
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` was probably meant to be, or None."""
     folded = {k.replace("-", "_").lower(): k for k in known}

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from plait.compute import Stretch
-from plait.errors import OutputError
+from plait.errors import OutputError, reason
 from plait.journal import Journal, Record, digest
 from plait.layout import Shard
 from plait.lazy import Tensor, torch
@@ -324,6 +324,6 @@ def _failed(out: Path, error: OSError) -> OutputError:
     return OutputError(
         f"writing to {out} failed",
         wanted="a disk that takes the output",
-        found=error.strerror or str(error),
+        found=reason(error),
         do="free some space, or choose another OUT; the inputs are untouched",
     )

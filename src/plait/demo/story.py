@@ -17,7 +17,7 @@ from pathlib import Path
 
 import plait
 from plait.demo.score import HERE, SKILLS, Score, Tick, score, silent
-from plait.errors import OutputError
+from plait.errors import OutputError, reason
 from plait.evaluate.network import require_transformers
 
 ABOUT = {"base": "their common parent, which knows a little of all three skills"} | {
@@ -134,7 +134,7 @@ def unpack(out: Path) -> Path:
                 shutil.copyfile(source, target)
     except OSError as error:
         raise OutputError(
-            f"cannot write the demo to {out}", found=str(error), do="choose another one: --out DIR"
+            f"cannot write the demo to {out}", found=reason(error), do="choose another one: --out DIR"
         ) from error
     return out.resolve()
 

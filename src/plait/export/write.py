@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plait.errors import MergeError, OutputError
+from plait.errors import MergeError, OutputError, reason
 from plait.export.gguf import Export
 from plait.export.layout import Stored, blocks
 from plait.lazy import torch
@@ -59,7 +59,7 @@ def write(ready: Export, threads: int | None = None, progress: Callable[[int], N
         raise OutputError(
             f"writing {ready.out} failed",
             wanted=f"{ready.nbytes / 1e9:.2f} GB on a disk that takes them",
-            found=error.strerror or str(error),
+            found=reason(error),
             do="free some space, or choose another OUT",
         ) from error
     finally:

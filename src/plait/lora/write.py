@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from plait.checkpoint.dtypes import spec_of
-from plait.errors import OutputError, PlaitError
+from plait.errors import OutputError, PlaitError, reason
 from plait.types import CODES, DTYPES, MERGEABLE
 from plait.writer import check_output
 
@@ -155,6 +155,6 @@ def _failed(out: Path, error: OSError) -> OutputError:
     return OutputError(
         f"writing to {out} failed",
         wanted="a disk that takes the adapter",
-        found=error.strerror or str(error),
+        found=reason(error),
         do="free some space, or choose another OUT",
     )

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +71,26 @@ def own_methods(plan: Plan) -> dict[str, str]:
 
 def stamps(plan: Plan) -> Stamps:
     """Every weight file of the plan as it is now."""
-    return {path: _stamp(path) for model in plan.models for path in model.opened.files}
+    return stamped(path for model in plan.models for path in model.opened.files)
 
 
-def refuse_changed(before: Stamps) -> None:
-    """Raise `MergeError` when an input is not what it was: some of the output would be of the old, some of the new."""
+def stamped(paths: Iterable[Path]) -> Stamps:
+    """Files as they are now."""
+    return {path: _stamp(path) for path in paths}
+
+
+def refuse_changed(before: Stamps, kept: str = "what was begun has been removed") -> None:
+    """Raise `MergeError` when an input is not what it was: some of the output would be of the old, some of the new.
+
+    `kept`: what became of the output.
+    """
     for path, stamp in before.items():
         if (now := _stamp(path)) != stamp:
             raise MergeError(
                 f"{path} {'was removed' if now is None else 'changed'} during the merge",
                 wanted="inputs that stay as they are until the merge is done",
                 found="no file" if now is None else _difference(stamp, now),
-                do="leave the inputs alone, and run the merge again; what was begun has been removed",
+                do=f"leave the inputs alone, and run the merge again; {kept}",
             )
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plait.device import devices, refuse_limit
-from plait.errors import OutputError
+from plait.errors import OutputError, reason
 from plait.estimate import portions
 from plait.journal import HASH, NAME, refuse_leftover
 from plait.layout import index_json, index_name
 from plait.output.card import card, title
-from plait.output.identity import digest, key, options, own_methods, refuse_changed, stamps, times
+from plait.output.identity import digest, key, options, own_methods, refuse_changed, stamped, stamps, times
 from plait.output.inputs import fetch
 from plait.output.provenance import provenance
 from plait.output.sidefiles import clear, side_files
@@ -76,6 +76,7 @@ def save(
     check_output(out, space, _inputs(plan), begins or perhaps)
     plan = fetch(plan, weights=not stream)
     beside = side_files(plan, copy_tokenizer)
+    small = stamped(beside.copied.values())
     facts = {**provenance(plan, hash_inputs, beside.chat_template), "side_files": dict(beside.origins)}
     text = card(facts, title(out)) if write_card else None
     choices: dict[str, object] = {
@@ -125,6 +126,7 @@ def save(
         texts[PROVENANCE] = json_text(facts)
         texts |= {"README.md": text} if text is not None else {}
         texts |= {"config.json": last} if last is not None else {}
+        refuse_changed(small, "the weights are kept, for --resume")
         try:
             files += beside.write(out)
             files += [_write(out / name, text) for name, text in texts.items()]
@@ -132,7 +134,7 @@ def save(
             raise OutputError(
                 f"writing to {out} failed after the weights",
                 wanted="a disk that takes the output",
-                found=error.strerror or str(error),
+                found=reason(error),
                 do="free some space and run the merge again with --resume",
             ) from error
         writer.close(files)

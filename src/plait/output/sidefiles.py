@@ -17,7 +17,7 @@ from typing import Any
 from plait.checkpoint.directory import read_json
 from plait.checkpoint.header import unreadable
 from plait.checkpoint.source import Opened
-from plait.errors import ModelError, OutputError, PlanError, nearest
+from plait.errors import ModelError, OutputError, PlanError, nearest, reason
 from plait.output.hashes import sha256
 from plait.output.templates import NAMED, syntax
 from plait.plan import Plan
@@ -113,7 +113,7 @@ def laid_out(plan: Plan, config: Mapping[str, Any]) -> Iterator[Path]:
             raise OutputError(
                 "temporary files cannot be written",
                 wanted="a folder with some MB of space for them",
-                found=error.strerror or str(error),
+                found=reason(error),
                 do="free some space, or name another folder in the environment's TMPDIR",
             ) from error
         yield folder

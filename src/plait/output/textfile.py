@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plait.errors import OutputError
+from plait.errors import OutputError, reason
 
 
 def write_text(path: Path, text: str, mode: str = "w") -> None:
@@ -16,6 +16,6 @@ def write_text(path: Path, text: str, mode: str = "w") -> None:
         raise OutputError(
             f"{path} cannot be written",
             wanted="a file in a folder that is there, may be written to and has space",
-            found=error.strerror or str(error),
+            found=reason(error),
             do="name another file, or mend the folder",
         ) from error
