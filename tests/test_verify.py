@@ -104,6 +104,19 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "layers": (lambda o: change(o, "config.json", num_hidden_layers=3), "num_hidden_layers: 2, as the shapes are"),
     "vocabulary": (lambda o: change(o, "config.json", vocab_size=99), "vocab_size: 16, as the shapes are"),
     "width": (lambda o: change(o, "config.json", hidden_size=99), "hidden_size: 8, as the shapes are"),
+    "heads": (
+        lambda o: change(o, "config.json", num_attention_heads=8),
+        "num_attention_heads: 2 times num_key_value_heads",
+    ),
+    "pairs": (
+        lambda o: change(o, "config.json", num_key_value_heads=4),
+        "num_attention_heads: 2 times num_key_value_heads",
+    ),
+    "heads of a width": (
+        lambda o: change(o, "config.json", num_attention_heads=8, head_dim=2),
+        "num_attention_heads: 4, as the shapes are",
+    ),
+    "width of heads": (lambda o: change(o, "config.json", head_dim=4), "head_dim: 2, as the shapes are"),
     "inner width": (
         lambda o: change(o, "config.json", intermediate_size=9),
         "intermediate_size: 16, as the shapes are",

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from plait import arch
-from plait.arch.anatomy import integers
+from plait.arch.anatomy import Stack, integers
 from plait.checkpoint.directory import SafetensorsFiles, check_index, read_json, weight_files
 from plait.checkpoint.header import Extent
 from plait.errors import ModelError, PlaitError
@@ -40,6 +40,8 @@ _NOT_FINITE = {
     "F8_E5M2": ("u1", 0x7C),
     "F8_E4M3": ("u1", 0x7F),
 }
+#: keys of models whose embedding is not as wide as their layers
+_NARROW = ("embedding_size", "input_embedding_size", "word_embed_proj_dim", "hidden_size_per_layer_input")
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -239,6 +241,7 @@ def _config(path: Path, config: Mapping[str, Any], specs: Mapping[str, TensorSpe
 
     stacks = [module.stack for module in anatomy.modules if module.stack]
     counts = {stack.count - extra for stack in stacks for extra in {0, stack.extra}}
+    counts = set() if "num_hidden_groups" in said else counts  # ALBERT runs a layer many times
     for key in _COUNTS:
         if type(said.get(key)) is int and counts and said[key] not in counts:
             yield wrong(key, max(stack.count for stack in stacks))
@@ -248,9 +251,11 @@ def _config(path: Path, config: Mapping[str, Any], specs: Mapping[str, TensorSpe
         sizes = [size for where, size in integers(config) if where[-1] == "vocab_size"]
         if sizes and min(sizes) > rows and type(said.get("vocab_size")) is int:
             yield wrong("vocab_size", rows)
-        other = any(key in said for key in ("embedding_size", "word_embed_proj_dim", "hidden_size_per_layer_input"))
+        other = any(key in said for key in _NARROW)
         if type(said.get("hidden_size")) is int and said["hidden_size"] != columns and not other:
             yield wrong("hidden_size", columns)
+    if len(stacks) == 1:
+        yield from (wrong(key, found) for key, found in _heads(stacks[0], said, specs))
     if said.get("tie_word_embeddings") is False and anatomy.head and anatomy.head not in specs:
         yield wrong("tie_word_embeddings", "true")
     for suffix, key in ((".mlp.gate_proj.weight", "intermediate_size"),):
@@ -259,6 +264,28 @@ def _config(path: Path, config: Mapping[str, Any], specs: Mapping[str, TensorSpe
         }
         if len(found) == 1 and type(said.get(key)) is int and found != {said[key]} and not stacks[1:]:
             yield wrong(key, found.pop())
+
+
+def _heads(stack: Stack, said: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, object]]:
+    """(key, what the shapes say) of attention's keys that do not fit, where every layer has heads of one number and width."""
+    names = ("num_attention_heads", "num_key_value_heads", "head_dim")
+    heads, pairs, width = (n if type(n := said.get(name)) is int and n > 0 else 0 for name in names)
+    parts = [[specs.get(stack.name(i, f"self_attn.{p}_proj.weight")) for p in "qko"] for i in range(stack.count)]
+    plain = [[spec for spec in layer if spec and len(spec.shape) == 2 and spec.dtype in _NOT_FINITE] for layer in parts]
+    sizes = {(k.shape[0], o.shape[1]) for _, k, o in (layer for layer in plain if len(layer) == 3)}
+    if len(sizes) != 1 or not heads or not pairs or "kv_lora_rank" in said:  # which gives head_dim another meaning
+        return
+    ((keys, out),) = sizes
+    if not width:
+        if out * pairs != keys * heads:
+            yield names[0], f"{out / keys:g} times {names[1]}"
+    elif out % heads == 0 and keys == pairs * (out // heads):
+        if width != out // heads:
+            yield "head_dim", out // heads
+    else:
+        for name, given, size in ((names[0], heads, out), (names[1], pairs, keys)):
+            if given * width != size:
+                yield name, size // width
 
 
 def _tokenizer(folder: Path, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> Iterator[PlaitError]:

@@ -14,6 +14,7 @@ from plait.arch import infer
 from plait.checkpoint.source import Opened, open_model
 from plait.front import merge
 from plait.types import ModelRef
+from plait.verify import verify
 
 __all__ = ["pen"]
 
@@ -38,7 +39,7 @@ def doubled(source: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_a_copy_keeps_every_tensor(name: str, pen: Path, tmp_path: Path) -> None:
-    """Passthrough of one model gives its tensors, all of them and no other, bit for bit, and its config."""
+    """Passthrough of one model gives its tensors, all of them and no other, bit for bit, and its config; they fit."""
     source = opened(save(name, pen))
     merge({"merge_method": "passthrough", "models": [{"model": str(pen / name)}]}).save(tmp_path / "out")
     copy = opened(tmp_path / "out")
@@ -46,6 +47,7 @@ def test_a_copy_keeps_every_tensor(name: str, pen: Path, tmp_path: Path) -> None
     assert copy.checkpoint.specs == source.checkpoint.specs
     for tensor in source.checkpoint.specs:
         assert torch.equal(copy.checkpoint.read(tensor), source.checkpoint.read(tensor)), tensor
+    assert verify(tmp_path / "out").problems == ()
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in BOUND])
