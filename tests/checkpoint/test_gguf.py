@@ -214,6 +214,18 @@ def test_llama_3_positions(tmp_path: Path) -> None:
         plait.open(other)
 
 
+def typed(raw: bytes, name: bytes, number: int) -> bytes:
+    """The file with another type of the matrix `name`: after the name are the count of axes, two sizes, and the type."""
+    at = raw.index(name) + len(name) + 4 + 2 * 8
+    return raw[:at] + number.to_bytes(4, "little") + raw[at + 4 :]
+
+
+def valued(raw: bytes, key: bytes, value: int) -> bytes:
+    """The file with another value of a key that is a number of 32 bits: it stands after the key and its type."""
+    at = raw.index(key) + len(key) + 4
+    return raw[:at] + value.to_bytes(4, "little") + raw[at + 4 :]
+
+
 WRONG: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "cut in the metadata": ("not a GGUF file", lambda raw: raw[:300]),
     "cut in the weights": ("not a GGUF file", lambda raw: raw[:-5000]),
@@ -223,6 +235,8 @@ WRONG: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "2^60 tensors": ("not a GGUF file", lambda raw: raw[:8] + (2**60).to_bytes(8, "little") + raw[16:]),
     "2^60 keys": ("not a GGUF file", lambda raw: raw[:16] + (2**60).to_bytes(8, "little") + raw[24:]),
     "another architecture": ("does not know in GGUF", lambda raw: raw.replace(b"llama", b"mamba")),
+    "whole numbers": ("attn_q.weight in I8, which", lambda raw: typed(raw, b"blk.0.attn_q.weight", 24)),
+    "other heads": ("that does not fit", lambda raw: valued(raw, b"llama.attention.head_count", 3)),
     "another tensor": ("does not know in llama", lambda raw: raw.replace(b"blk.0.attn_q.", b"blk.0.attn_x.")),
 }
 

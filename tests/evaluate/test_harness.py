@@ -157,6 +157,21 @@ def test_data_that_is_not_there(folder: Path) -> None:
         (folder / "gone.yaml").unlink()
 
 
+def test_code_of_models(folder: Path) -> None:
+    """A task that would run what models write is refused."""
+    (folder / "unsafe.yaml").write_text(
+        TASK.format(name="rev").replace("small_rev", "small_unsafe")
+        + textwrap.dedent(KINDS["rev"])
+        + "unsafe_code: true\n"
+    )
+    try:
+        with pytest.raises(PlaitError, match="runs code that models write") as caught:
+            made(folder, "small_unsafe")
+        assert "sandbox" in str(caught.value.do)
+    finally:
+        (folder / "unsafe.yaml").unlink()
+
+
 def test_the_command_line(folder: Path, tmp_path: Path) -> None:
     """`plait eval --tasks` prints what it measured, and nothing of lm-eval's own noise."""
     args = ["eval", str(BASE), "--tasks", "small", "--task-folder", str(folder), "--limit", "5", "--json", "--quiet"]

@@ -82,14 +82,17 @@ class GgufFile:
             kind, _, shape = self._stored[part.stored]
             if kind.name not in _AS_STORED and kind not in gguf.quants._type_traits:
                 raise ModelError(
-                    f"{part.stored} is in {kind.name}, which cannot be read",
+                    f"{files[0]} has {part.stored} in {kind.name}, which cannot be read",
                     wanted="Q8_0, Q4_K, …",
                     found=kind.name,
                     do=_ORIGINAL,
                 )
             if part.heads and (part.heads < 0 or shape[0] % (2 * part.heads)):
                 raise ModelError(
-                    f"{part.stored} does not fit", wanted=f"rows of {part.heads} heads", found=str(shape), do=_ORIGINAL
+                    f"{files[0]} has a {part.stored} that does not fit",
+                    wanted=f"rows of {part.heads} heads",
+                    found=str(shape),
+                    do=_ORIGINAL,
                 )
         quantised = [k.name for k, _, s in self._stored.values() if len(s) > 1 and k.name not in _AS_STORED]
         kinds = ", ".join(sorted(set(quantised)))
