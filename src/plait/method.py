@@ -20,7 +20,8 @@
 `gives`
     "entries": the function takes (piece, params) and returns the merged piece.
     "coefficients": it takes (params, whole) once a tensor and returns one number for each input; the runner adds the
-    inputs up. Without `first` that happens while planning, and a ValueError is reported before any work.
+    inputs up. Without `first` that happens while planning, and a ValueError is reported before any work; its second
+    argument, if it has one, says what to do.
 `survey`
     for the few methods that must know of the whole model before its first tensor.
 `raw`

@@ -41,7 +41,7 @@ class Params:
 
     def __post_init__(self) -> None:
         if self.ridge <= 0:
-            raise ValueError(f"ridge must be above 0, not {self.ridge:g}: the paper has 1e-5")
+            raise ValueError(f"ridge must be above 0, not {self.ridge:g}", "write 1e-5, as the paper has")
 
 
 @method(Params, space="delta", base="required", unit="matrix", breaks=("equal models give that model",))

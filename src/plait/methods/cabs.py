@@ -32,7 +32,7 @@ class Params:
 
     def __post_init__(self) -> None:
         if any(keep > block for keep, block in zip(self.keep, self.block, strict=True)):
-            raise ValueError("keep is larger than block, of which it is a part: lower keep, or raise block")
+            raise ValueError("keep is larger than block, of which it is a part", "lower keep, or raise block")
 
 
 @method(Params, space="delta", base="required", inputs=(0, None), unit="row", breaks=("equal models give that model",))

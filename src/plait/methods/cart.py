@@ -32,7 +32,7 @@ class Params:
 
     def __post_init__(self) -> None:
         if sum(self.weight) == 0:
-            raise ValueError("the weights sum to 0, and cart divides by their sum: change a weight")
+            raise ValueError("the weights sum to 0, and cart divides by their sum", "change a weight")
 
 
 @method(Params, unit="matrix")

@@ -44,8 +44,9 @@ class Params:
             if 0 < d < 1 and not (d - e > 0 and d + e < 1):
                 room = min(d, 1 - d)
                 raise ValueError(
-                    f"density {d:g} and epsilon {e:g} make probabilities from {d - e:g} to {d + e:g}, which must lie between 0 "
-                    f"and 1: set epsilon below {room:g}, or density to 1"
+                    f"density {d:g} and epsilon {e:g} make probabilities from {d - e:g} to {d + e:g}, "
+                    "which must lie between 0 and 1",
+                    f"set epsilon below {room:g}, or density to 1",
                 )
 
 

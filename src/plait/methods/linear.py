@@ -24,6 +24,6 @@ def linear(p: Params, _: None) -> list[float]:
     divisor = sum(p.weight) if p.normalize else 1.0
     if divisor == 0:
         raise ValueError(
-            "the weights sum to 0, and normalize divides by their sum: change a weight, or set normalize: false"
+            "the weights sum to 0, and normalize divides by their sum", "change a weight, or set normalize: false"
         )
     return [w / divisor for w in p.weight]

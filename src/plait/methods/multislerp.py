@@ -33,8 +33,8 @@ class Params:
     def __post_init__(self) -> None:
         if self.normalize_weights and len(self.weight) > 1 and sum(self.weight) == 0:
             raise ValueError(
-                "the weights sum to 0, and normalize_weights divides by their sum: "
-                "change a weight, or set normalize_weights: false"
+                "the weights sum to 0, and normalize_weights divides by their sum",
+                "change a weight, or set normalize_weights: false",
             )
 
 

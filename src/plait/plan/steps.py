@@ -186,8 +186,9 @@ class Builder:
             coefficients = method(params, None) if known else None
         except ValueError as error:
             where = next((given.where for given in origins if given.where), where)
-            do = f"change its parameters; 'plait methods {method.name}' tells what each does"
-            raise PlanError(f"{method.name}: {error}", found=f"so for {name}", do=do, where=where) from error
+            fact, mend = error.args if len(error.args) == 2 else (error, "change its parameters")
+            do = f"{mend}; 'plait methods {method.name}' tells what each does"
+            raise PlanError(f"{method.name}: {fact}", found=f"so for {name}", do=do, where=where) from error
         combined = tuple(source for _, source in models)
         bound = []
         for brick, use in choice.bricks:
