@@ -264,3 +264,21 @@ def test_bug_of_ours(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plait.prepare.make_plan", fault)
     with pytest.raises(ZeroDivisionError):
         main(["plan", str(recipe)])
+
+
+@pytest.mark.parametrize("words", [["inspect", "{0}"], ["diff", "{1}", "{0}"], ["merge", "{2}", "{0}"]], ids=str)
+def test_impossible_names(words: list[str], tmp_path: Path, refused: Callable[..., str]) -> None:
+    """A name that the system does not take is told, wherever it stands."""
+    model = make.model(tmp_path / "a")
+    recipe = make.write_json(tmp_path / "r.yml", make.recipe("linear", model))
+    refused("name too long", *(word.format(tmp_path / ("n" * 300), model, recipe) for word in words))
+
+
+def test_full_standard_output(tmp_path: Path) -> None:
+    """What cannot be printed, for the disk is full, is told once, exit 2."""
+    command = f"ulimit -f 0; exec {sys.executable} -m plait methods > {tmp_path / 'said'}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the system refuses a file\n")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 4

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import pkgutil
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from plait.cli import _show
+
+if TYPE_CHECKING:
+    from plait.errors import PlaitError
+
+#: what a user's system may answer wherever a file is opened or written; anything else that escapes is a bug of ours
+REFUSALS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG}
+REFUSALS |= {errno.ENFILE, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
 class Verbs(_show.Listed):
@@ -56,8 +65,14 @@ def main(args: list[str] | None = None) -> Any:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         code = cli.main(args, prog_name="plait", standalone_mode=False)
-    except PlaitError as error:
-        for line in f"error: {error}".split("\n"):
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except (PlaitError, OSError) as error:
+        told = error if isinstance(error, PlaitError) else _of_the_system(error)
+        if told is None:
+            raise
+        for line in f"error: {told}".split("\n"):
             click.echo(_show.fitted(line, 10 if line.startswith("  ") else 2, stderr=True), err=True)
         sys.exit(2)
     except click.ClickException as error:
@@ -66,7 +81,22 @@ def main(args: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _of_the_system(error: OSError) -> PlaitError | None:
+    """What a disk, its permissions or its names have against a file that no other message is about; None for bugs of ours."""
+    from plait.errors import PlaitError, reason
+
+    if error.errno not in REFUSALS:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is printed goes to a full disk: Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return PlaitError(
+        "the system refuses a file",
+        wanted="space, permission, and names that it takes",
+        found=reason(error),
+        do="mend that, and run the command again",
+    )
