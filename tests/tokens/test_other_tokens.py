@@ -207,6 +207,14 @@ def scored(folder: Path) -> None:
     (folder / "text").write_text("xy\n")
 
 
+def no_unknown(folder: Path) -> None:
+    for name in "ab":
+        data = make.tokenizer(16)
+        data["model"]["vocab"] = {f"{name}{i}": i for i in range(16)}
+        make.write_json(folder / name / "tokenizer.json", data)
+    (folder / "text").write_text("a1 b1\n")
+
+
 def nothing(_: Path) -> None: ...
 
 
@@ -217,6 +225,9 @@ REFUSED: list[tuple[Callable[[Path], None], str, str]] = [
     (no_text, "add @/a @/out --tokens-file @/list", "list cannot be read"),
     (nothing, "trim @/a @/out --text /proc/self/mem", "/proc/self/mem cannot be read"),
     (scored, "trim @/a @/out --text @/text", "would be read otherwise with the tokens that it needs"),
+    (no_unknown, "trim @/a @/out --text @/text", "cannot read a text"),
+    (no_unknown, "add @/a @/out new -a subword", "cannot read a text"),
+    (no_unknown, "transplant @/a @/b @/out -a subword", "cannot read a text"),
     (older, "trim @/b @/out --text @/a/config.json", "does not say how a text becomes tokens"),
     (older, "pad @/b @/out", "holds tokens without a row in the model"),
     (odd_head, "pad @/a @/out", "spans the vocabulary in a way that cannot be changed"),

@@ -16,7 +16,7 @@ from plait.errors import ModelError, PlanError, Where
 from plait.evaluate.network import one_thread, tokenizer, transformers
 from plait.lazy import Tensor, torch
 from plait.vocabulary.read import read_tokens
-from plait.vocabulary.unite import loaded
+from plait.vocabulary.unite import encoded
 
 TOGETHER = 1 << 13  # tokens that go through a layer at once
 
@@ -34,7 +34,7 @@ def token_ids(opened: Opened, texts: Sequence[str], where: Where | None = None) 
         )
     begin = [n for n in (tokens.ids.get(tokens.named.get("bos", "")),) if n is not None]
     if tokens.data is not None:
-        return [(*begin, *e.ids) for e in loaded(tokens).encode_batch(list(texts), add_special_tokens=False)]
+        return [(*begin, *e.ids) for e in encoded(tokens, texts)]
     older = tokenizer(tokens.path.parent)
     return [(*begin, *older(text, add_special_tokens=False).input_ids) for text in texts]
 

@@ -21,7 +21,7 @@ from plait.types import ModelRef
 from plait.vocabulary.read import Tokens
 from plait.vocabulary.realign import Matrix
 from plait.vocabulary.rows import NONE, Index
-from plait.vocabulary.unite import extend, loaded
+from plait.vocabulary.unite import encoded, extend, loaded
 
 NONE_OF_THEM = np.zeros(0, np.int64)
 
@@ -171,4 +171,4 @@ def _new(
 
 def _read(tokens: Tokens, texts: Sequence[str]) -> list[list[int]]:
     """Each text as the tokens that the model has without it."""
-    return [list(e.ids) for e in loaded(tokens).encode_batch(list(texts), add_special_tokens=False)]
+    return [list(e.ids) for e in encoded(tokens, texts)]

@@ -28,7 +28,7 @@ from plait.types import ModelRef
 from plait.vocabulary.read import Tokens
 from plait.vocabulary.realign import Matrix
 from plait.vocabulary.rows import NONE, Index
-from plait.vocabulary.unite import loaded
+from plait.vocabulary.unite import encoded, loaded
 
 SIDES = ("lm_head", "embed", "yes", "no")
 PAPER = "https://arxiv.org/abs/2506.06607"
@@ -164,7 +164,7 @@ class _Side:
 
 def pieces(own: Tokens, donor: Tokens, wanted: Index) -> list[list[int]]:
     """The text of each of the donor's tokens as ids of the model's tokenizer."""
-    reader, speaker = loaded(own), loaded(donor)
+    speaker = loaded(donor)
     texts = {n: text for text, n in donor.ids.items()}
     said = []
     for n in wanted.tolist():
@@ -174,7 +174,7 @@ def pieces(own: Tokens, donor: Tokens, wanted: Index) -> list[list[int]]:
         else:
             spoken = speaker.decode([n], skip_special_tokens=False)
             said.append((" " if text[:1] in "▁Ġ" and not spoken.startswith(" ") else "") + spoken)
-    return [list(e.ids) for e in reader.encode_batch(said, add_special_tokens=False)]
+    return [list(e.ids) for e in encoded(own, said)]
 
 
 def _command(mine: Subject, theirs: Subject, told: dict[str, object]) -> str:

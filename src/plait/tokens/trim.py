@@ -26,7 +26,7 @@ from plait.types import ModelRef
 from plait.vocabulary.read import Tokens, kind_of
 from plait.vocabulary.realign import Matrix
 from plait.vocabulary.rows import NONE
-from plait.vocabulary.unite import loaded
+from plait.vocabulary.unite import encoded, loaded
 
 CHUNK = 1 << 16  # letters that are read at once
 
@@ -93,7 +93,7 @@ def _seen(tokens: Tokens, texts: Sequence[Path]) -> set[int]:
     reader = loaded(tokens) if texts else None
     for path in texts:
         for part in _parts(path):
-            found.update(n for e in reader.encode_batch(part, add_special_tokens=True) for n in e.ids)  # type: ignore[union-attr]
+            found.update(n for e in encoded(tokens, part, special=True, reader=reader) for n in e.ids)
     return found
 
 
@@ -208,10 +208,10 @@ def _followed(part: Any, ids: Mapping[str, int]) -> Any:
 
 def _same(old: Tokens, new: Tokens, texts: Sequence[Path]) -> None:
     """Raise `PlanError` when a text is not read as before."""
-    before, after = (loaded(tokens) for tokens in (old, new)) if texts else (None, None)
+    readers = [(tokens, loaded(tokens)) for tokens in (old, new)] if texts else []
     for path in texts:
         for part in _parts(path):
-            a, b = (t.encode_batch(part, add_special_tokens=True) for t in (before, after))  # type: ignore[union-attr]
+            a, b = (encoded(tokens, part, special=True, reader=reader) for tokens, reader in readers)
             if odd := next((line for line, x, y in zip(part, a, b, strict=True) if x.tokens != y.tokens), None):
                 what = f"{path} would be read otherwise with the tokens that it needs"
                 do = "keep more tokens, by --keep FILE"

@@ -141,6 +141,20 @@ def loaded(tokens: Tokens) -> Tokenizer:
     return made
 
 
+def encoded(
+    tokens: Tokens, texts: Sequence[str], *, special: bool = False, reader: Tokenizer | None = None
+) -> list[Any]:
+    """The texts as tokens; `reader`: the tokenizer, if it is loaded. Raises as `loaded` does, and `ModelError` for a text with
+    letters for which there is no token, not even one for the unknown."""
+    reader = reader or loaded(tokens)
+    try:
+        return list(reader.encode_batch_fast(list(texts), add_special_tokens=special))
+    except Exception as error:  # as above
+        what, do = f"{tokens.path} cannot read a text", "give it the unk_token of the model that this one was made from"
+        wanted = "a token for what it does not know"
+        raise ModelError(what, wanted=wanted, found=str(error)[:120], do=do) from error
+
+
 def _older(what: str, tokens: Tokens) -> ModelError:
     do = "make one with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)"
     return ModelError(what, wanted="tokenizer.json", found=f"{tokens.path.name} only", do=do)
@@ -179,8 +193,7 @@ def _produced(tokens: Tokens, markers: Iterable[str], pieces: Sequence[tuple[str
     found: set[int] = set()
 
     def read(texts: Sequence[str]) -> None:
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        found.update(n for encoding in encodings for n in encoding.ids)
+        found.update(n for encoding in encoded(tokens, texts, reader=tokenizer) for n in encoding.ids)
 
     read(list(markers))
     readers = {key: loaded(origin) for key, origin in {id(origin): origin for _, origin in pieces}.items()}
