@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from plait.cli import main
 from plait.errors import PlaitError
 from plait.multi import multi
 from plait.testing.checkpoints import same
-from refusals import refused
 
 
 @pytest.fixture
@@ -186,13 +186,12 @@ def test_mistakes_are_found_before_the_first_stage(models: dict[str, str], tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_two_stages_in_one_folder(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_stages_in_one_folder(models: dict[str, str], tmp_path: Path, refused: Callable[..., str]) -> None:
     """OUT is no other stage's folder, by no name: nothing is written."""
     path = write(tmp_path / "multi.yml", stages(models))
     (tmp_path / "link").symlink_to(tmp_path / "kept" / "other")
     for out in (tmp_path / "kept" / "half", tmp_path / "link"):
-        told = refused(capsys, tmp_path, "multi", path, out, "-I", tmp_path / "kept")
-        assert "two stages would go to one folder" in told
+        refused("two stages would go to one folder", "multi", path, out, "-I", tmp_path / "kept")
 
 
 def test_command_line(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ import make
 import plait
 from plait.errors import PlaitError
 from plait.testing.checkpoints import same
-from refusals import refused
 
 INNER = {
     "slerp": {"parameters": {"t": [0.2, 0.8]}},
@@ -116,13 +115,12 @@ def test_mistakes_inside_are_told_with_their_lines(tmp_path, models):
     assert error.where.line == line > 0
 
 
-def test_a_class_is_for_models(tmp_path, models, capsys):
+def test_a_class_is_for_models(tmp_path, models, refused):
     """A class cannot be given to a recipe that stands for a model."""
     (tmp_path / "in.yml").write_text(yaml.safe_dump(inner(models, "ties"), sort_keys=False))
     named = {"model": {"path": str(tmp_path / "in.yml")}, "override_architecture": "LlamaForCausalLM"}
     (tmp_path / "out.yml").write_text(yaml.safe_dump(outer(models, named), sort_keys=False))
-    told = refused(capsys, tmp_path, "merge", tmp_path / "out.yml", tmp_path / "out")
-    assert "override_architecture is for models, not for recipes" in told
+    refused("override_architecture is for models, not for recipes", "merge", tmp_path / "out.yml", tmp_path / "out")
 
 
 def test_the_provenance_names_all_inputs(tmp_path, models):

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import make
 from plait import raw
 from plait.cli import main
 from plait.errors import PlaitError
-from refusals import refused
 
 Tensors = dict[str, torch.Tensor]
 
@@ -203,16 +203,15 @@ def test_mistakes(tmp_path: Path) -> None:
         raw.prepare(make.recipe("linear", inputs[0], tmp_path / "odd.ckpt"))
 
 
-def test_what_inputs_do_not_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_inputs_do_not_share(tmp_path: Path, refused: Callable[..., str]) -> None:
     """Pipelines without a component of the first, and inputs without a common name, are refused before the work."""
     inputs = [str(pipeline(tmp_path / f"p{i}", i)) for i in range(2)]
     shutil.rmtree(tmp_path / "p1" / "unet")
-    told = refused(capsys, tmp_path, "raw", recipe(tmp_path, inputs), tmp_path / "out")
-    assert "p1 has no component 'unet'" in told
+    told = refused("p1 has no component 'unet'", "raw", recipe(tmp_path, inputs), tmp_path / "out")
     assert "text_encoder" in told
     save_file({f"x.{name}": x for name, x in tensors(1).items()}, tmp_path / "other.safetensors")
     path = recipe(tmp_path, [files(tmp_path, 1)[0], str(tmp_path / "other.safetensors")])
-    assert "no tensor in common" in refused(capsys, tmp_path, "raw", path, tmp_path / "out", "-i")
+    refused("no tensor in common", "raw", path, tmp_path / "out", "-i")
 
 
 def test_a_union_without_a_base_says_what_it_leaves(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from plait.lora import BaseNeededError, Limit, merge
 from plait.lora.report import total
 from plait.method import bind
 from plait.methods import registry
-from refusals import refused
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -280,7 +279,7 @@ def test_adapters_that_need_their_base(base: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(found[name], x, atol=1e-6)
 
 
-def test_mistakes(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(base: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     """Adapters of different models, recipes with slices, weights that do not fit: told before the work."""
     names = adapters(base, tmp_path, {})
     other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SIZES, "hidden_size": 24}))
@@ -299,8 +298,7 @@ def test_mistakes(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         main(["lora", "merge", *names, wide, str(tmp_path / "out"), "-w", "1", "-w", "2", "-w", "3"])
     assert done.value.code == 2
     assert not (tmp_path / "out").exists()
-    told = refused(capsys, tmp_path, "lora", "merge", *names, tmp_path / "out", "-p", "density")
-    assert "the parameter 'density' has no value" in told
+    refused("the parameter 'density' has no value", "lora", "merge", *names, tmp_path / "out", "-p", "density")
     assert open_adapter(Path(names[0])).factors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from plait import methods
 from plait.cli import main
 from plait.errors import PlanError
 from plait.facts import bibtex
-from refusals import refused
 
 METHOD = '''"""Keep the first model.
 
@@ -56,15 +56,14 @@ def exits(*arguments: object) -> int:
 
 
 @pytest.mark.parametrize(("more", "mend"), [("", "change its parameters"), (", 'leave it out'", "leave it out")])
-def test_a_method_that_refuses(more: str, mend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_method_that_refuses(more: str, mend: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     """A ValueError is told before the work, as fact and mend; the mend is its second argument, if it has one."""
     path = written(tmp_path)
     text = path.read_text().replace("    return [1.0", f"    raise ValueError('it is odd'{more})\n    return [1.0")
     path.write_text(text)
     models = [make.model(tmp_path / name, seed) for seed, name in enumerate(("a", "b"))]
     recipe = make.write_json(tmp_path / "r.yml", make.recipe("keep_first", *models))
-    told = refused(capsys, tmp_path, "merge", recipe, tmp_path / "out", "--load", path)
-    assert "keep_first: it is odd\n" in told
+    told = refused("keep_first: it is odd\n", "merge", recipe, tmp_path / "out", "--load", path)
     assert f"do:     {mend}; 'plait methods keep_first' tells" in told
 
 

@@ -28,7 +28,6 @@ from plait.merged import Merge
 from plait.moe import prepare
 from plait.ops.random import normal
 from plait.testing.checkpoints import check
-from refusals import refused
 
 PROMPTS = (["w5 w9 w11", "w7"], ["w20 w21"], ["w30 w31 w32 w33 w34"])
 
@@ -338,9 +337,7 @@ UNFIT: dict[str, tuple[Callable[[Path], None], dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", UNFIT)
-def test_a_base_that_does_not_do(
-    case: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_base_that_does_not_do(case: str, models: list[Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     """What is wrong with the base, its tokenizer or its config is told before the work, with its line; nothing is written."""
     change, keys, said, found = UNFIT[case]
     change(shutil.copytree(models[0], tmp_path / "base"))
@@ -349,19 +346,17 @@ def test_a_base_that_does_not_do(
         recipe["experts"][2]["positive_prompts"] = [keys["prompt"]]
     recipe |= {key: value for key, value in keys.items() if key != "prompt"}
     (tmp_path / "moe.yml").write_text(yaml.safe_dump(recipe, sort_keys=False), "utf-8")
-    told = refused(capsys, tmp_path, "moe", tmp_path / "moe.yml", tmp_path / "out", "--quiet")
-    assert said in told
+    told = refused(said, "moe", tmp_path / "moe.yml", tmp_path / "out", "--quiet")
     assert found in told
     assert "moe.yml:" in told or case in ("quantised", "an unknown word")
 
 
-def test_experts_that_are_packed(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_experts_that_are_packed(models: list[Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     """A class whose experts are one tensor cannot have them apart; a recipe without experts is no mixture."""
     path = make.write_json(tmp_path / "moe.yml", asked(models, architecture="granite"))
-    told = refused(capsys, tmp_path, "moe", path, tmp_path / "out", "--expert-layout", "split")
-    assert "they cannot be written split" in told
+    refused("they cannot be written split", "moe", path, tmp_path / "out", "--expert-layout", "split")
     path = make.write_json(tmp_path / "r.yml", make.recipe("linear", *models))
-    assert "this file lists no experts" in refused(capsys, tmp_path, "moe", path, tmp_path / "out")
+    refused("this file lists no experts", "moe", path, tmp_path / "out")
 
 
 def test_command(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from plait.errors import ModelError, OutputError
 from plait.output.card import card, read_facts, rewrite
 from plait.output.depths import sparkline
 from plait.output.parents import front_matter, stated
-from refusals import refused
 
 
 @pytest.fixture
@@ -184,33 +183,32 @@ def test_scores_stay_and_go(models: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("told", "sentence", "found"),
     [
-        ({"mdels": []}, "no 'models'"),
-        ({"models": [{"name": "x", "path": 3}]}, "int"),
-        ({"models": [{"name": "x", "path": "OUT"}]}, "no 'differences'"),
-        ({"models": [{"name": "x", "path": "/elsewhere"}]}, "/elsewhere"),
-        ({"models": []}, "none"),
+        ({"mdels": []}, "holds no scores", "no 'models'"),
+        ({"models": [{"name": "x", "path": 3}]}, "holds no scores", "int"),
+        ({"models": [{"name": "x", "path": "OUT"}]}, "holds no scores", "no 'differences'"),
+        ({"models": [{"name": "x", "path": "/elsewhere"}]}, "has no scores of", "/elsewhere"),
+        ({"models": []}, "has no scores of", "none"),
     ],
 )
 def test_scores_that_are_none(
-    told: Any, said: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    told: Any, sentence: str, found: str, models: list[Path], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     """A file without scores, or with those of other models, is told as such, and the card stays as it is."""
     out = merged(tmp_path / "out", *models)
     file = tmp_path / "scores.json"
     file.write_text(json.dumps(told).replace("OUT", str(out)))
-    error = refused(capsys, tmp_path, "card", out, "--scores", file)
-    assert re.search("holds no scores|has no scores of", error)
-    assert said in error.split("found:")[1]
+    error = refused(sentence, "card", out, "--scores", file)
+    assert found in error.split("found:")[1]
 
 
-def test_a_card_that_cannot_be_written(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_card_that_cannot_be_written(models: list[Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     """Where something else is in the place of the card, that is said."""
     out = merged(tmp_path / "out", *models)
     (out / "README.md").unlink()
     (out / "README.md").mkdir()
-    assert "README.md cannot be written" in refused(capsys, tmp_path, "card", out, "--force")
+    refused("README.md cannot be written", "card", out, "--force")
 
 
 def test_template(models: list[Path], tmp_path: Path) -> None:

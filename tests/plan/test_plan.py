@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from plait.plan.losses import losses
 from plait.plan.steps import Builder
 from plait.strands import bands
 from plait.testing.checkpoints import same
-from refusals import refused
 
 Q0, Q1 = (f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2))
 
@@ -282,24 +282,24 @@ def test_a_tensor_without_a_reason_is_refused(models: list[Path]) -> None:
     assert all(p.wanted and p.found and p.do for p in caught.value.problems)
 
 
-def test_a_value_for_some_tensors_only(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_value_for_some_tensors_only(models: list[Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     """A required parameter that is given for some tensors only is told with one that has none, and the line to add."""
     some = {"weight": [{"filter": "mlp", "value": 1}]}
     path = make.write_json(tmp_path / "r.yml", make.recipe("linear", *models) | {"parameters": some})
-    told = refused(capsys, tmp_path, "merge", path, tmp_path / "out")
+    told = refused("linear needs weight for ", "merge", path, tmp_path / "out")
     assert re.search(r"r\.yml:1:\d+: linear needs weight for ", told)
     assert "no value for model.embed_tokens.weight" in told
     assert "add a line without a filter: weight: …" in told
 
 
-def test_slices_of_two_stacks(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_slices_of_two_stacks(models: list[Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     """Slices of a model with two stacks of layers do not say which they are for: the names to write are told."""
     made = make.tensors(1)
     made |= {n.replace("model.", "model.vision."): x for n, x in make.tensors(2).items() if ".layers." in n}
     both = make.write(tmp_path / "both", made)
     recipe = {"merge_method": "passthrough", "slices": [{"sources": [{"model": str(both), "layer_range": [0, 1]}]}]}
-    told = refused(capsys, tmp_path, "merge", make.write_json(tmp_path / "r.yml", recipe), tmp_path / "out")
-    assert "slices need a model with one stack of layers" in told
+    path = make.write_json(tmp_path / "r.yml", recipe)
+    told = refused("slices need a model with one stack of layers", "merge", path, tmp_path / "out")
     assert "the modules text_decoder, vision_tower" in told
 
 

@@ -14,7 +14,6 @@ import make
 import plait
 from plait.errors import PlaitError, Problems
 from plait.plan import Plan
-from refusals import refused
 
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 Q0, Q3 = (f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 3))
@@ -219,26 +218,19 @@ def test_mistakes_are_found_before_the_work(tmp_path, models, more, what, do):
     assert all(error.where is None or error.where.line > 0 for error in found)
 
 
-def test_what_a_rule_cannot_copy(tmp_path, models, capsys):
+def test_what_a_rule_cannot_copy(tmp_path, models, refused):
     """A rule copies neither from a model of another slice nor what its model lacks: told with the rule's line, no OUT."""
     weights = make.tensors(2, layers=4)
     del weights[UP0]
     short = make.write(tmp_path / "short", weights)
     copy = [{"when": {"layer": 0}, "copy": str(short)}]
     path = written(tmp_path, recipe([models[0], models[1], short], rules=copy))
-    told = refused(capsys, tmp_path, "merge", path, tmp_path / "out", "--allow-crimes")
-    assert "has nothing to copy" in told
+    told = refused("has nothing to copy", "merge", path, tmp_path / "out", "--allow-crimes")
     assert f"wanted: {UP0}" in told
     parts = [{"sources": [{"model": str(m), "layer_range": [i, i + 1]}]} for i, m in enumerate(models)]
     copy = [{"when": {"layer": 0}, "copy": str(models[2])}]
-    told = refused(
-        capsys,
-        tmp_path,
-        "merge",
-        written(tmp_path, {"merge_method": "passthrough", "slices": parts, "rules": copy}),
-        tmp_path / "out",
-    )
-    assert "takes no part in what the rule is for" in told
+    path = written(tmp_path, {"merge_method": "passthrough", "slices": parts, "rules": copy})
+    told = refused("takes no part in what the rule is for", "merge", path, tmp_path / "out")
     assert "recipe.yml:" in told
 
 

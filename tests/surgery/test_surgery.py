@@ -16,7 +16,6 @@ import make
 import plait
 from plait.cli import main
 from plait.surgery.layers import drop, numbers, repeat, shuffle, upscale
-from refusals import refused
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -152,14 +151,6 @@ def test_prune_by_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
         assert found[layer] == pytest.approx(np.mean(np.arccos(np.clip(cosine, -1, 1))) / np.pi, abs=1e-6)
     assert len(found) == 4
-
-
-def test_a_text_without_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An empty text measures nothing: that is said, and no OUT is there."""
-    model = make.model(tmp_path / "model", layers=3)
-    (tmp_path / "text").write_text("")
-    told = refused(capsys, tmp_path, "surgery", "prune", model, "1", tmp_path / "out", "--text", tmp_path / "text")
-    assert "the text has no tokens" in told
 
 
 @pytest.mark.parametrize(
