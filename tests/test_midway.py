@@ -52,17 +52,17 @@ def undisturbed(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, s
     return found
 
 
-def in_the_midst(patch: pytest.MonkeyPatch, trouble: Callable[[], Any], reads: int = 20) -> None:
-    """Let it happen before so many reads of weights have been made."""
-    real, calls = os.preadv, []
+def in_the_midst(patch: pytest.MonkeyPatch, trouble: Callable[[], Any], writes: int = 14) -> None:
+    """Let it happen before so many pieces have been written."""
+    real, calls = os.pwrite, []
 
-    def reading(*given: Any) -> int:
+    def writing(*given: Any) -> int:
         calls.append(given)
-        if len(calls) == reads:
+        if len(calls) == writes:
             trouble()
         return real(*given)
 
-    patch.setattr(os, "preadv", reading)
+    patch.setattr(os, "pwrite", writing)
 
 
 def until_kept(out: Path) -> None:

@@ -15,7 +15,7 @@ from plait import kernels
 from plait.checkpoint.dtypes import code_of, torch_dtype
 from plait.errors import MergeError
 from plait.kernels import fused
-from plait.kernels.fused import Raw, Span
+from plait.kernels.fused import Place, Raw, Span
 from plait.lazy import Tensor, torch
 from plait.matrices import is_matrix
 from plait.method import Method
@@ -23,8 +23,9 @@ from plait.ops.combine import weighted_sum
 from plait.ops.pieces import Piece, block_rows
 from plait.types import DTYPES, TensorSpec
 
-_SAMPLED = 1 << 12  # entries that a sample takes from one place
+_SAMPLED, _PLACES = 1 << 12, 32  # entries that a sample takes from one place, and from how many
 PIECE = 1 << 18  # entries of a piece: a few such float32 buffers fit into a core's cache
+LOOK = 1 << 22  # entries of a piece that is only looked at, and takes no memory
 
 #: reads rows [start, stop) of one input in the matrix view; None for the whole tensor in its own shape
 Reader = Callable[[tuple[int, int] | None], Tensor]
@@ -38,6 +39,8 @@ class Stored:
     rows: Callable[[int, int], tuple[int, Any]]
     #: for a row its place in a file, if it has one: (descriptor, offset)
     place: Callable[[int], tuple[int, int]] | None = None
+    #: the error where that file cannot be read: of errno, or 0 where it ended
+    failed: Callable[[int], Exception] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,7 @@ class Task:
     def _run_fused(self, check: bool) -> Iterator[tuple[int, memoryview]]:
         whole, (dtype, size) = self.whole(), kernels.DTYPES[self.dtype]
         added = self.is_delta and self.base is not None
-        stream = Stream(self)
-        for row, stop, piece in stream.numbered():
+        for row, stop, piece in Stream(self).numbered(self.piece):
             if self.method.gives == "coefficients":
                 merged = fused.Merged(cast(list[Raw], piece.models), fused.SUM, whole)
             else:
@@ -170,7 +172,7 @@ class Task:
     def columns(self) -> int:
         return TensorSpec("F32", self.shape).matrix[1]
 
-    def cuts(self) -> Iterator[tuple[int, int]]:
+    def cuts(self, piece: int | None = None) -> Iterator[tuple[int, int]]:
         """The rows of each piece: whole blocks of whole rows, one matrix, or everything, as the method must see it at once."""
         spec = TensorSpec("F32", self.shape)
         rows, columns = spec.matrix
@@ -181,7 +183,7 @@ class Task:
             yield 0, rows
             return
         step = block_rows(columns)
-        step *= max(1, self.piece // max(1, step * columns))
+        step *= max(1, (piece or self.piece) // max(1, step * columns))
         if unit == "matrix" and is_matrix(self.name, self.shape):
             step = self.shape[-2]
         for row in range(0, rows, step):
@@ -219,17 +221,28 @@ class Task:
         start = row * columns
         if self.unit == "row" and len(self.shape) < 2:
             rows, columns = 1, rows
-        got = [source.rows(row, stop) for source in self.stored]
-        codes = [kernels.DTYPES[source.dtype][0] for source in self.stored]
+        places = [self._place(source, row, stop) for source in self.stored]
         under = self.base is not None and self.is_delta
-        span = Span(rows, columns, start, (got[0][0], codes[0]) if under else None)
+        span = Span(rows, columns, start, places[0] if under else None)
         inputs = [
-            Raw(address, code, span, counted, self.memo.setdefault(i, {}), alive=(owner, got))
-            for i, ((address, owner), code, counted) in enumerate(
-                zip(got[under:], codes[under:], counters, strict=True)
-            )
+            Raw(place, span, counted, self.memo.setdefault(i, {}))
+            for i, (place, counted) in enumerate(zip(places[under:], counters, strict=True))
         ]
         return Piece(cast(list[Tensor], inputs), None, row, self.seed, self.name, shape=self.shape, depth=self.depth)
+
+    def _place(self, source: Stored, row: int, stop: int) -> Place:
+        """Where the kernels find these rows; what a method ranks row by row they look at several times, so it is read here."""
+        code = kernels.DTYPES[source.dtype][0]
+        if source.place and self.unit == "entry":
+            file, offset = source.place(row)
+            return Place(code, file=file, offset=offset, failed=source.failed)
+        address, owner = source.rows(row, stop)
+        return Place(code, address, alive=owner)
+
+    @property
+    def streams(self) -> bool:
+        """Whether a piece takes no memory, since the kernels read it from files window by window."""
+        return self.fused and self.unit == "entry" and all(source.place for source in self.stored)
 
     @property
     def is_delta(self) -> bool:
@@ -264,19 +277,19 @@ class Stream:
         return len(task.stored) - (task.is_delta and task.base is not None) if task.fused else 0
 
     def __iter__(self) -> Iterator[Piece]:
-        for _, _, piece in self.numbered():
+        for _, _, piece in self.numbered(LOOK if self.task.streams else self.task.piece):
             yield piece
 
-    def numbered(self) -> Iterator[tuple[int, int, Piece]]:
-        """(first row, the row after the last, piece)."""
+    def numbered(self, size: int) -> Iterator[tuple[int, int, Piece]]:
+        """(first row, the row after the last, piece), pieces having about `size` entries."""
         counters: list[list[Any]] = [[] for _ in range(self.raw)]
-        for row, stop in self.task.cuts():
+        for row, stop in self.task.cuts(size):
             yield row, stop, self.task.raw(row, stop, counters) if counters else self.task.read(row, stop)
 
     def sample(self) -> list[tuple[int, int]]:
         rows, columns = TensorSpec("F32", self.task.shape).matrix
         each = min(rows, max(1, _SAMPLED // columns))
-        count = min(rows // each, max(8, PIECE // (each * columns)))
+        count = min(rows // each, _PLACES)
         starts = (i * (rows - each) // max(1, count - 1) for i in range(count))
         return [(row, row + each) for row in starts]
 

@@ -15,11 +15,11 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
-from plait.checkpoint.directory import SafetensorsFiles
+from plait.checkpoint.directory import SafetensorsFiles, failed
 from plait.checkpoint.dtypes import torch_dtype
 from plait.compute import PIECE, Copy, Reader, Stored, Stream, Stretch, Task, gathered, stored
 from plait.device import PIECE as LARGE
-from plait.device import shared
+from plait.device import THREADS, full, prepare, shared
 from plait.kernels import fused
 from plait.lazy import Tensor, torch
 from plait.ops.pieces import Pieces
@@ -33,9 +33,10 @@ Sink = Callable[[str, int, Tensor | memoryview | Stretch], None]
 Progress = Callable[[int], None]
 
 
-def default_threads() -> int:
-    """One thread a core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+def default_threads(devices: tuple[str, ...] = ()) -> int:
+    """One thread a core that this process may use; a few for each device."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return min(cores, THREADS * len(devices)) if devices else cores
 
 
 def task(
@@ -117,7 +118,12 @@ def _stored(plan: Plan, source: Input, number: int) -> Stored:
         opened.fill(extent.path, extent.offset + row * stride, buffer.view[: stride * (stop - row)])
         return buffer.address, None
 
-    return Stored(extent.spec.dtype, rows, lambda row: (opened.file(extent.path), extent.offset + row * stride))
+    return Stored(
+        extent.spec.dtype,
+        rows,
+        place=lambda row: (opened.file(extent.path), extent.offset + row * stride),
+        failed=lambda number: failed(extent.path, number),
+    )
 
 
 def _ahead(plan: Plan, step: Step) -> None:
@@ -146,7 +152,7 @@ def run(
     """
     stop, place = threading.Event(), shared(devices)
     size = piece or (LARGE if devices else PIECE)
-    threads = max(threads or default_threads(), len(devices))
+    threads = max(threads or default_threads(devices), len(devices))
 
     todo = [step for step in plan.steps if step.name not in skip]
 
@@ -166,6 +172,8 @@ def run(
             if progress:
                 progress(piece.nbytes)
 
+    if devices and any(step.method and step.method.unit_of(step.params) in ("matrix", "tensor") for step in todo):
+        prepare(devices)
     with workshop() as one_thread, ThreadPoolExecutor(threads, "plait") as pool:
         futures = [pool.submit(work, i, step) for i, step in enumerate(todo)]
         try:
@@ -176,7 +184,10 @@ def run(
                 future.cancel()
         for future in futures:
             if future.done() and not future.cancelled():
-                future.result()
+                try:
+                    future.result()
+                except torch.cuda.OutOfMemoryError as error:  # of other devices too
+                    raise full(devices, threads) from error
 
 
 def tensors(plan: Plan, check: bool = True) -> Iterator[tuple[str, Tensor]]:

@@ -193,6 +193,23 @@ def read_extent(spec: TensorSpec, rows: Rows | None, fill: Callable[[int, memory
     return raw.view(torch_dtype(spec.dtype)).reshape(shape)
 
 
+def failed(path: Path, number: int = 0) -> ModelError:
+    """What to raise for weights that cannot be read: `number` is that of the system's error, 0 where the file ended."""
+    if not number:
+        return ModelError(
+            f"{path} became shorter during the merge",
+            wanted="inputs that stay as they are",
+            found="its end, where it had weights",
+            do="leave the inputs alone, and run the merge again",
+        )
+    return ModelError(
+        f"{path} cannot be read",
+        wanted="the bytes of its tensors",
+        found=os.strerror(number),
+        do="look after its disk, or copy the file to another, and run the merge again",
+    )
+
+
 class SafetensorsFiles:
     """One or more safetensors files as a `Checkpoint`; reads with `pread`, so threads share it freely."""
 
@@ -222,19 +239,9 @@ class SafetensorsFiles:
             try:
                 got = os.preadv(file, [view], offset)
             except OSError as error:
-                raise ModelError(
-                    f"{path} cannot be read",
-                    wanted="the bytes of its tensors",
-                    found=error.strerror or str(error),
-                    do="look after its disk, or copy the file to another, and run the merge again",
-                ) from error
+                raise failed(path, error.errno or 0) from error
             if not got:
-                raise ModelError(
-                    f"{path} became shorter during the merge",
-                    wanted="inputs that stay as they are",
-                    found=f"its end before byte {offset + len(view)}",
-                    do="leave the inputs alone, and run the merge again",
-                )
+                raise failed(path)
             view, offset = view[got:], offset + got
 
     def file(self, path: Path) -> int:

@@ -34,13 +34,14 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "drop": (None, _P, _P, _LONG, _FLOAT, _P),
     # of fused.c
     "merge": (_INT, _P, _INT, _P, _INT, _FLOAT, _INT, _P, _INT, _LONG),
-    "sums": (None, _P, _INT, _LONG, _LONG, _P),
-    "select": (None, _P, _P, _INT, _LONG),
-    "magnitudes": (None, _P, _INT, _LONG, _P),
+    "sums": (_INT, _P, _INT, _LONG, _LONG, _P),
+    "select": (_INT, _P, _P, _INT, _LONG),
+    "magnitudes": (_INT, _P, _INT, _LONG, _P, _LONG),
+    "count_bins": (None, _P, _LONG, _INT, _P),
     "largest": (_U32, _P, _LONG, _LONG, _P, _P),
     "locate": (_LONG, _P, _LONG, _LONG, _P),
     "parts": (None, _P, _LONG, _LONG, _U32, _P),
-    "ranked": (None, _P, _LONG, _LONG, _DOUBLE, _DOUBLE, _U32, _U32, _U32, _P, _P),
+    "ranked": (_INT, _P, _LONG, _LONG, _DOUBLE, _DOUBLE, _U32, _U32, _U32, _P, _P),
     "finite": (_INT, _P, _INT, _LONG),
 }
 

@@ -1,9 +1,11 @@
 /* A merge of pieces as they lie in the files: inputs are widened, made deltas, thinned out, merged and rounded strip by strip,
- * so that nothing between the stored bytes of the inputs and those of the output leaves the first cache.
+ * so that nothing between the stored bytes of the inputs and those of the output leaves the first cache. Inputs that lie in
+ * files are read window by window, which stay in the second.
  *
  * Included by kernels.c. What is done to an entry is what the functions there, and the PyTorch code in ops/, do to it.
  */
-#define MOST 16  /* inputs */
+#define MOST 16             /* inputs */
+#define WINDOW (32 * STRIP) /* entries of an input that are read at once */
 #define STAGES 3 /* of an input */
 #define WORD 32  /* bits */
 #define INLINE static inline __attribute__((always_inline))
@@ -17,17 +19,26 @@ typedef struct {
     uint32_t key1, key2, low, _; /* DROP: keys, and the first entry's number */
 } Stage;
 typedef struct {
-    const void *data;
-    int32_t dtype, stages;
+    char *data;          /* the first entry; of what is in a file, room for a window */
+    int64_t offset;      /* of the first entry in the file */
+    int32_t file, dtype; /* file -1: in memory */
+} Source;
+typedef struct {
+    Source source;
+    int32_t stages, _;
     Stage stage[STAGES];
 } Input;
 typedef struct {
-    const void *base; /* what is taken away from each input, or null */
+    Source base; /* what is taken away from each input; no dtype for none */
     const Input *inputs;
-    int64_t *left;    /* where entries are chosen by their variance over the inputs: as in a stage; else null */
-    int32_t dtype, count;
-    float value, _;
+    int64_t *left; /* where entries are chosen by their variance over the inputs: as in a stage; else null */
+    int32_t count;
+    float value;
+    int32_t failed, error; /* which input could not be read, -1 for the base, and why: errno, 0 where the file ended */
 } Group;
+typedef struct {
+    const char *base, *data[MOST]; /* where the first entry would be, were all of the piece in memory */
+} Window;
 typedef struct {
     int64_t above;    /* magnitudes whose bits are at least low + span */
     int64_t zeros;    /* magnitudes of 0 */
@@ -87,23 +98,56 @@ INLINE void stage(const Stage *s, float scale, float *restrict x, int64_t at, in
         uint32_t limit = threshold <= 0 ? 0 : (uint32_t)threshold << 8;
         uint32_t key1 = s->key1, key2 = s->key2, low = s->low + (uint32_t)at;
         float yes = 1.0f * scale, no = 0.0f * scale; /* x * 0 * scale is x * (0 * scale), signs and NaN included */
-        for (int64_t i = 0; i < m; i++) {
+        for (int32_t i = 0; i < (int32_t)m; i++) {
             uint32_t bits = scramble(scramble(low + (uint32_t)i + key1) + key2);
             x[i] *= bits < limit ? yes : no;
         }
     }
 }
 
-INLINE void bottom(const Group *g, int64_t at, int64_t m, float *restrict base) {
-    if (g->base) take(g->base, g->dtype, 0, at, m, base);
+#define SIZE(dtype) ((dtype) == F32 ? 4 : 2)
+
+/* entries [at, at + m) of an input; 0, or -1 for one that ended, or errno */
+static int bring(const Source *s, int64_t at, int64_t m, const char **data) {
+    int64_t size = SIZE(s->dtype), done = 0, all = m * size;
+    *data = s->data;
+    if (s->file < 0) return 0;
+    while (done < all) {
+        ssize_t got = pread(s->file, s->data + done, (size_t)(all - done), (off_t)(s->offset + at * size + done));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return got ? errno : -1;
+        done += got;
+    }
+    *data = (const char *)((uintptr_t)s->data - (uintptr_t)(at * size));
+    return 0;
 }
 
-INLINE void bare(const Group *g, int j, const float *base, int64_t at, int64_t m, float *restrict out) {
-    const Input *in = g->inputs + j;
-    if (g->base)
-        take(in->data, in->dtype, base, at, m, out);
+/* brings the entries of all inputs from `at` on; returns where they end, `stop` at most, or 0 for a failure */
+static int64_t look(Group *g, Window *w, int64_t at, int64_t stop) {
+    int64_t end = stop - at < WINDOW ? stop : at + WINDOW;
+    int error = 0;
+    w->base = 0;
+    if (g->base.dtype >= 0) {
+        g->failed = -1;
+        error = bring(&g->base, at, end - at, &w->base);
+    }
+    for (int j = 0; j < g->count && !error; j++) {
+        g->failed = j;
+        error = bring(&g->inputs[j].source, at, end - at, &w->data[j]);
+    }
+    g->error = error < 0 ? 0 : error;
+    return error ? 0 : end;
+}
+
+INLINE void bottom(const Group *g, const Window *w, int64_t at, int64_t m, float *restrict base) {
+    if (w->base) take(w->base, g->base.dtype, 0, at, m, base);
+}
+
+INLINE void bare(const Group *g, const Window *w, int j, const float *base, int64_t at, int64_t m, float *restrict out) {
+    if (w->base)
+        take(w->data[j], g->inputs[j].source.dtype, base, at, m, out);
     else
-        take(in->data, in->dtype, 0, at, m, out);
+        take(w->data[j], g->inputs[j].source.dtype, 0, at, m, out);
 }
 
 INLINE void staged(const Group *g, int j, int64_t at, int64_t m, float *restrict x) {
@@ -149,10 +193,10 @@ INLINE void variance(int k, float (*x)[STRIP], int64_t m, float *restrict out) {
 }
 
 /* all inputs, as they take part */
-INLINE void gather(const Group *g, int64_t at, int64_t m, float *base, float (*x)[STRIP]) {
-    bottom(g, at, m, base);
+INLINE void gather(const Group *g, const Window *w, int64_t at, int64_t m, float *base, float (*x)[STRIP]) {
+    bottom(g, w, at, m, base);
     for (int j = 0; j < g->count; j++) {
-        bare(g, j, base, at, m, x[j]);
+        bare(g, w, j, base, at, m, x[j]);
         staged(g, j, at, m, x[j]);
     }
     if (g->left) {
@@ -256,14 +300,17 @@ INLINE void agree(int k, float (*x)[STRIP], const float *w, int64_t m, float *re
 
 enum { SUM, ELECT, AGREE };
 
-/* the merged entries, plus the base if `add`, rounded to a dtype; returns 1 if all that was written is finite */
+/* the merged entries, plus the base if `add`, rounded to a dtype; returns 1 if all that was written is finite, -1 if an input
+ * cannot be read */
 FAST int plait_merge(
-    const Group *g, int how, const float *w, int normalize, float scale, int add, void *out, int dtype, int64_t n) {
+    Group *g, int how, const float *w, int normalize, float scale, int add, void *out, int dtype, int64_t n) {
     float x[MOST][STRIP], base[STRIP], merged[STRIP];
+    Window window;
     int finite = 1;
-    for (int64_t at = 0; at < n; at += STRIP) {
-        int64_t m = n - at < STRIP ? n - at : STRIP;
-        gather(g, at, m, base, x);
+    for (int64_t at = 0, end = 0, m; at < n; at += m) {
+        if (at == end && !(end = look(g, &window, at, n))) return -1;
+        m = end - at < STRIP ? end - at : STRIP;
+        gather(g, &window, at, m, base, x);
         if (how == SUM)
             sum(g->count, x, w, m, merged);
         else if (how == ELECT)
@@ -289,76 +336,110 @@ FAST int plait_finite(const void *x, int dtype, int64_t n) {
     return !odd;
 }
 
-INLINE void product(const float *restrict x, const float *restrict y, int64_t m, double *lane) {
-    double own[LANES];
-    memcpy(own, lane, sizeof own);
-    int64_t i = 0;
-    for (; i + LANES <= m; i += LANES)
-        for (int l = 0; l < LANES; l++) own[l] += (double)x[i + l] * (double)y[i + l];
-    for (int l = 0; i < m; i++, l++) own[l] += (double)x[i] * (double)y[i];
-    memcpy(lane, own, sizeof own);
+/* half of the lanes */
+#define HALF (LANES / 2)
+typedef float Floats __attribute__((vector_size(4 * HALF), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(4 * HALF)));
+typedef double Doubles __attribute__((vector_size(8 * HALF)));
+
+INLINE Doubles wide(const float *x) { return __builtin_convertvector(*(const Floats *)x, Doubles); }
+
+INLINE Doubles magnitude(const float *x) {
+    Floats cleared = (Floats)((Ints)(*(const Floats *)x) & 0x7FFFFFFF);
+    return __builtin_convertvector(cleared, Doubles);
 }
 
-INLINE void length(const float *restrict x, int64_t m, double *lane) {
-    double own[LANES];
-    memcpy(own, lane, sizeof own);
-    int64_t i = 0;
-    for (; i + LANES <= m; i += LANES)
-        for (int l = 0; l < LANES; l++) own[l] += (double)fabsf(x[i + l]);
-    for (int l = 0; i < m; i++, l++) own[l] += (double)fabsf(x[i]);
-    memcpy(lane, own, sizeof own);
+/* Adds to `count` sums, in lanes, the terms of k inputs' entries, of which there are whole LANES: side by side, so that no
+ * addition waits for another. */
+#define SUMS(name, load, count, terms)                                                             \
+    INLINE void name(int k, float (*x)[STRIP], int64_t m, Doubles (*lane)[2]) {                    \
+        Doubles own[2][count], e[MOST];                                                            \
+        for (int c = 0; c < count; c++) own[0][c] = lane[c][0], own[1][c] = lane[c][1];            \
+        for (int64_t i = 0; i < m; i += LANES)                                                     \
+            for (int h = 0; h < 2; h++) {                                                          \
+                for (int j = 0; j < k; j++) e[j] = load(x[j] + i + h * HALF);                      \
+                terms                                                                              \
+            }                                                                                      \
+        for (int c = 0; c < count; c++) lane[c][0] = own[0][c], lane[c][1] = own[1][c];            \
+    }
+#define EACH for (int j = 0; j < k; j++)
+#define PAIRS for (int a = 0, c = 0; a < k; a++) for (int b = a; b < k; b++, c++)
+SUMS(products_of, wide, k * (k + 1) / 2, PAIRS own[h][c] += e[a] * e[b];)
+SUMS(squares_of, wide, k, EACH own[h][j] += e[j] * e[j];)
+SUMS(lengths_of, magnitude, k, EACH own[h][j] += e[j];)
+
+INLINE void products(int k, float (*x)[STRIP], int64_t m, Doubles (*lane)[2]) {
+#define BODY(k) products_of(k, x, m, lane)
+    FOR_COUNT(k, BODY)
+#undef BODY
+}
+
+INLINE void squares(int k, float (*x)[STRIP], int64_t m, Doubles (*lane)[2]) {
+#define BODY(k) squares_of(k, x, m, lane)
+    FOR_COUNT(k, BODY)
+#undef BODY
+}
+
+/* whole LANES of entries, what is added being 0 */
+INLINE int64_t padded(int k, float (*x)[STRIP], int64_t m) {
+    for (; m % LANES; m++)
+        for (int j = 0; j < k; j++) x[j][m] = 0;
+    return m;
 }
 
 enum { PRODUCTS, LENGTHS, SQUARES };
 
 /* for each block of entries, `width` numbers into out: the inner products of inputs a <= b, row by row (k (k + 1) / 2);
- * or the L1 norms of all inputs before their stages and then of all after them (2 k); or the sums of squares (k) */
-FAST void plait_sums(const Group *g, int kind, int64_t n, int64_t block, double *out) {
+ * or the L1 norms of all inputs before their stages and then of all after them (2 k); or the sums of squares (k). Returns -1
+ * if an input cannot be read, as what follows does too */
+FAST int plait_sums(Group *g, int kind, int64_t n, int64_t block, double *out) {
     float x[MOST][STRIP], base[STRIP];
-    double lane[MOST * (MOST + 1) / 2][LANES];
+    Window window;
+    Doubles lane[MOST * (MOST + 1) / 2][2];
     int k = g->count, width = kind == PRODUCTS ? k * (k + 1) / 2 : kind == LENGTHS ? 2 * k : k;
     for (int64_t begin = 0; begin < n; begin += block, out += width) {
         int64_t end = n - begin < block ? n : begin + block;
         memset(lane, 0, (size_t)width * sizeof lane[0]);
-        for (int64_t at = begin; at < end; at += STRIP) {
-            int64_t m = end - at < STRIP ? end - at : STRIP;
-            if (kind == LENGTHS) {
-                bottom(g, at, m, base);
-                for (int j = 0; j < k; j++) {
-                    bare(g, j, base, at, m, x[0]);
-                    length(x[0], m, lane[j]);
-                    if (g->inputs[j].stages) {
-                        staged(g, j, at, m, x[0]);
-                        length(x[0], m, lane[k + j]);
-                    }
-                }
+        for (int64_t at = begin, stop = begin, m; at < end; at += m) {
+            if (at == stop && !(stop = look(g, &window, at, end))) return -1;
+            m = stop - at < STRIP ? stop - at : STRIP;
+            if (kind != LENGTHS) {
+                gather(g, &window, at, m, base, x);
+                if (kind == SQUARES)
+                    squares(k, x, padded(k, x, m), lane);
+                else
+                    products(k, x, padded(k, x, m), lane);
                 continue;
             }
-            gather(g, at, m, base, x);
-            if (kind == SQUARES) {
-                for (int j = 0; j < k; j++) product(x[j], x[j], m, lane[j]);
-                continue;
+            bottom(g, &window, at, m, base);
+            for (int j = 0; j < k; j++) {
+                bare(g, &window, j, base, at, m, x[0]);
+                lengths_of(1, x, padded(1, x, m), lane + j);
+                if (!g->inputs[j].stages) continue;
+                staged(g, j, at, m, x[0]);
+                lengths_of(1, x, padded(1, x, m), lane + k + j);
             }
-            for (int a = 0, pair = 0; a < k; a++)
-                for (int b = a; b < k; b++) product(x[a], x[b], m, lane[pair++]);
         }
         for (int c = 0; c < width; c++) {
             double total = 0;
-            for (int l = 0; l < LANES; l++) total += lane[c][l];
+            for (int l = 0; l < LANES; l++) total += lane[c][l / HALF][l % HALF];
             out[c] = total;
         }
         if (kind == LENGTHS)
             for (int j = 0; j < k; j++)
                 if (!g->inputs[j].stages) out[k + j] = out[j];
     }
+    return 0;
 }
 
 /* how the magnitudes lie around each bracket; several brackets may look at one input */
-FAST void plait_select(const Group *g, Bracket *brackets, int count, int64_t n) {
+FAST int plait_select(Group *g, Bracket *brackets, int count, int64_t n) {
     float x[MOST][STRIP], base[STRIP], apart[STRIP];
-    for (int64_t at = 0; at < n; at += STRIP) {
-        int64_t m = n - at < STRIP ? n - at : STRIP;
-        gather(g, at, m, base, x);
+    Window window;
+    for (int64_t at = 0, end = 0, m; at < n; at += m) {
+        if (at == end && !(end = look(g, &window, at, n))) return -1;
+        m = end - at < STRIP ? end - at : STRIP;
+        gather(g, &window, at, m, base, x);
         for (int c = 0; c < count; c++) {
             Bracket *b = brackets + c;
             const float *of = apart;
@@ -390,25 +471,29 @@ FAST void plait_select(const Group *g, Bracket *brackets, int count, int64_t n) 
             }
         }
     }
+    return 0;
 }
 
-/* the bits of the magnitudes of one input, or with `input` -1 of the variance */
-FAST void plait_magnitudes(const Group *g, int input, int64_t n, uint32_t *out) {
-    float x[MOST][STRIP], base[STRIP], apart[STRIP];
-    for (int64_t at = 0; at < n; at += STRIP) {
-        int64_t m = n - at < STRIP ? n - at : STRIP;
-        const float *of = apart;
-        if (input < 0) {
-            gather(g, at, m, base, x);
-            variance(g->count, x, m, apart);
-        } else {
-            bottom(g, at, m, base);
-            bare(g, input, base, at, m, x[0]);
-            staged(g, input, at, m, x[0]);
-            of = x[0];
+/* the bits of the magnitudes of all inputs, one `stride` after the other, or with `apart` of their variance */
+FAST int plait_magnitudes(Group *g, int apart, int64_t n, uint32_t *out, int64_t stride) {
+    float x[MOST][STRIP], base[STRIP], spread[STRIP];
+    Window window;
+    for (int64_t at = 0, end = 0, m; at < n; at += m) {
+        if (at == end && !(end = look(g, &window, at, n))) return -1;
+        m = end - at < STRIP ? end - at : STRIP;
+        gather(g, &window, at, m, base, x);
+        if (apart) variance(g->count, x, m, spread);
+        for (int j = 0; j < (apart ? 1 : g->count); j++) {
+            const float *of = apart ? spread : x[j];
+            for (int64_t i = 0; i < m; i++) out[j * stride + at + i] = float_to_bits(of[i]) & 0x7FFFFFFFu;
         }
-        for (int64_t i = 0; i < m; i++) out[at + i] = float_to_bits(of[i]) & 0x7FFFFFFFu;
     }
+    return 0;
+}
+
+/* counts[x >> shift] += 1 */
+void plait_count_bins(const uint32_t *x, int64_t n, int shift, uint32_t *counts) {
+    for (int64_t i = 0; i < n; i++) counts[x[i] >> shift]++;
 }
 
 /* the k-th largest of n numbers below 2^31, k from 1; `counts` has room for 2^16 */
@@ -473,9 +558,11 @@ INLINE uint32_t bin_of(uint64_t key, float scale) { return (uint32_t)(bits_to_fl
 
 /* 1 for the entries that are kept by chance and rank (see ops/drop.py): number < low + wide * rank, the rank of the magnitude in
  * its row going from 0 to 1, equal ones in the order of their place. `spare` has room for 6 rows of floats. */
-FAST void plait_ranked(const Group *g, int64_t rows, int64_t columns, double low, double wide, uint32_t key1, uint32_t key2,
+FAST int plait_ranked(Group *g, int64_t rows, int64_t columns, double low, double wide, uint32_t key1, uint32_t key2,
     uint32_t first, uint64_t *spare, uint8_t *mask) {
     float base[STRIP], x[STRIP];
+    Window window;
+    int64_t end = 0;
     uint64_t *keys = spare, *other = keys + columns;
     uint32_t *limit = (uint32_t *)(other + columns), *number = limit + columns;
     for (int64_t i = 0; i < columns; i++) {
@@ -485,10 +572,13 @@ FAST void plait_ranked(const Group *g, int64_t rows, int64_t columns, double low
     }
     for (int64_t row = 0; row < rows; row++) {
         uint32_t top = 0;
-        for (int64_t at = 0; at < columns; at += STRIP) {
-            int64_t m = columns - at < STRIP ? columns - at : STRIP, from = row * columns + at;
-            bottom(g, from, m, base);
-            bare(g, 0, base, from, m, x);
+        for (int64_t at = 0, m; at < columns; at += m) {
+            int64_t from = row * columns + at;
+            if (from == end && !(end = look(g, &window, from, rows * columns))) return -1;
+            m = columns - at < STRIP ? columns - at : STRIP;
+            m = end - from < m ? end - from : m;
+            bottom(g, &window, from, m, base);
+            bare(g, &window, 0, base, from, m, x);
             for (int64_t i = 0; i < m; i++) {
                 uint32_t key = float_to_bits(x[i]) & 0x7FFFFFFFu;
                 keys[at + i] = (uint64_t)key << 32 | (uint64_t)(at + i);
@@ -526,4 +616,5 @@ FAST void plait_ranked(const Group *g, int64_t rows, int64_t columns, double low
             kept[place] = number[place] < limit[i];
         }
     }
+    return 0;
 }

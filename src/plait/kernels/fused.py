@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint8, c_uint32, c_void_p
 from dataclasses import dataclass, field, replace
 from mmap import mmap
@@ -17,6 +17,7 @@ from typing import Any
 from plait.kernels import call
 
 MOST = 16  # inputs of one tensor
+WINDOW = 4 * 32 * 960  # bytes of an input that are read from its file at once, at most
 STAGES = 3  # of one input
 MEMO = 1 << 24  # bytes that are remembered of one input until its tensor is done
 KEEP, CUT, DROP, SCALE, MASK = range(5)
@@ -34,19 +35,23 @@ class Stage(ctypes.Structure):
     )
 
 
+class _Source(ctypes.Structure):
+    _fields_ = (("data", c_void_p), ("offset", c_int64), ("file", c_int32), ("dtype", c_int32))
+
+
 class _Input(ctypes.Structure):
-    _fields_ = (("data", c_void_p), ("dtype", c_int32), ("stages", c_int32), ("stage", Stage * STAGES))
+    _fields_ = (("source", _Source), ("stages", c_int32), ("_", c_int32), ("stage", Stage * STAGES))
 
 
 class _Group(ctypes.Structure):
     _fields_ = (
-        ("base", c_void_p),
+        ("base", _Source),
         ("inputs", POINTER(_Input)),
         ("left", c_void_p),
-        ("dtype", c_int32),
         ("count", c_int32),
         ("value", c_float),
-        ("_", c_float),
+        ("failed", c_int32),
+        ("error", c_int32),
     )
 
 
@@ -64,6 +69,19 @@ class Bracket(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where the rows of a piece are: from an address in memory on, or in a file from an offset on."""
+
+    dtype: int
+    address: int = 0
+    file: int = -1  # descriptor
+    offset: int = 0
+    alive: Any = field(default=None, repr=False)  # what the address points into
+    #: the error to raise where the file cannot be read: of errno, or 0 where it ended
+    failed: Callable[[int], Exception] | None = field(default=None, repr=False)
+
+
 @dataclass(frozen=True)
 class Span:
     """The rows of one tensor that a piece holds, and the base that is taken away from every input."""
@@ -71,7 +89,7 @@ class Span:
     rows: int
     columns: int
     start: int  # number of the first entry
-    base: tuple[int, int] | None = None  # address and dtype
+    base: Place | None = None
 
     @property
     def entries(self) -> int:
@@ -80,20 +98,19 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """Some rows of an input where they lie in memory, less the base, with the stages that are still to be done.
+    """Some rows of an input as they are stored, less the base, with the stages that are still to be done.
 
     Stages that count (`keep`, `cut`) count down over a whole pass through the tensor, so each must be worked out once for
     each piece, and pieces in order; `counters` holds the numbers, and is the pass's own.
     """
 
-    address: int
-    dtype: int
+    place: Place
     span: Span
     counters: list[c_int64] = field(repr=False)
     memo: dict[int, Any] = field(default_factory=dict, repr=False)  # of this input, from pass to pass
     stages: tuple[Stage, ...] = ()
     choice: Choice | None = None  # of entries, by all inputs that stand together
-    alive: tuple[Any, ...] = field(default=(), repr=False)  # what the addresses point into
+    alive: tuple[Any, ...] = field(default=(), repr=False)  # what the stages point into
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -160,8 +177,8 @@ class Merged:
     def write(self, out: int, dtype: int, add_base: bool) -> bool:
         """The result, plus the base if `add_base`, to the address `out`; whether all of it is finite."""
         weights = (c_float * len(self.weights))(*self.weights)
-        group, n = _group(self.inputs), self.inputs[0].span.entries
-        return bool(call("merge", group, self.how, weights, self.normalize, self.scale, add_base, out, dtype, n))
+        n = self.inputs[0].span.entries
+        return bool(_run("merge", self.inputs, self.how, weights, self.normalize, self.scale, add_base, out, dtype, n))
 
 
 def sums(inputs: Sequence[Raw], kind: int, block: int) -> list[list[float]]:
@@ -169,18 +186,24 @@ def sums(inputs: Sequence[Raw], kind: int, block: int) -> list[list[float]]:
     k, n = len(inputs), inputs[0].span.entries
     width = (k * (k + 1) // 2, 2 * k, k)[kind]
     out = (c_double * (width * -(-n // block)))()
-    call("sums", _group(inputs), kind, n, block, out)
+    _run("sums", inputs, kind, n, block, out)
     return [out[i : i + width] for i in range(0, len(out), width)]
 
 
 def select(inputs: Sequence[Raw], brackets: ctypes.Array[Bracket]) -> None:
     """Count the entries into the brackets."""
-    call("select", _group(inputs), brackets, len(brackets), inputs[0].span.entries)
+    _run("select", inputs, brackets, len(brackets), inputs[0].span.entries)
 
 
-def magnitudes(inputs: Sequence[Raw], which: int, out: int) -> None:
-    """The bits of the magnitudes of one input (-1: of the variance over all), uint32, to the address `out`."""
-    call("magnitudes", _group(inputs), which, inputs[0].span.entries, out)
+def magnitudes(inputs: Sequence[Raw], apart: bool, out: int, stride: int) -> None:
+    """The bits of the magnitudes of all inputs, uint32, to `out` and `stride` further each; or with `apart` of their variance."""
+    _run("magnitudes", inputs, apart, inputs[0].span.entries, out, stride)
+
+
+def count_bins(numbers: int, count: int, shift: int, bins: int, counts: int) -> None:
+    """Count uint32 by number >> shift into the uint32 at `counts`, of which there are `bins`."""
+    ctypes.memset(counts, 0, 4 * bins)
+    call("count_bins", numbers, count, shift, counts)
 
 
 def largest(numbers: int, count: int, k: int) -> tuple[int, int]:
@@ -209,26 +232,41 @@ def ranked(raw: Raw, low: float, wide: float, keys: tuple[int, int]) -> Raw:
     span = raw.span
     if span.start not in raw.memo:
         mask, spare = (c_uint8 * span.entries)(), buffer("rank", 24 * span.columns)
-        call("ranked", _group([raw]), span.rows, span.columns, low, wide, *keys, span.start, spare.address, mask)
+        _run("ranked", [raw], span.rows, span.columns, low, wide, *keys, span.start, spare.address, mask)
         if sum(map(len, raw.memo.values())) + len(mask) > MEMO:
             return raw.masked(mask)
         raw.memo[span.start] = mask
     return raw.masked(raw.memo[span.start])
 
 
-def _group(inputs: Sequence[Raw]) -> Any:
+def _run(name: str, inputs: Sequence[Raw], *arguments: object) -> int | float:
+    """Call a kernel with a group; raises the error of an input that cannot be read."""
     base, choice = inputs[0].span.base, inputs[0].choice
     array = (_Input * len(inputs))()
     for i, raw in enumerate(inputs):
-        array[i].data, array[i].dtype, array[i].stages = raw.address, raw.dtype, len(raw.stages)
+        own = array[i]
+        own.source, own.stages = _source(raw.place, i), len(raw.stages)
         for s, stage in enumerate(raw.stages):
-            array[i].stage[s] = stage
+            own.stage[s] = stage
     group = _Group(inputs=array, count=len(inputs))
-    if base:
-        group.base, group.dtype = base
+    group.base = _source(base, -1) if base else _NONE
     if choice:
         group.value, group.left = choice.value, ctypes.addressof(choice.left)
-    return ctypes.byref(group)
+    result = call(name, ctypes.byref(group), *arguments)
+    if result < 0:
+        place = base if group.failed < 0 else inputs[group.failed].place
+        assert place
+        assert place.failed
+        raise place.failed(group.error)
+    return result
+
+
+_NONE = _Source(dtype=-1, file=-1)
+
+
+def _source(place: Place, number: int) -> _Source:
+    address = place.address if place.file < 0 else buffer(f"window {number}", WINDOW).address
+    return _Source(address, place.offset, place.file, place.dtype)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,15 @@
  * every operation rounded by itself (compile with -ffp-contract=off), so the results are the same bit for bit. The two
  * reductions, gram and l1, add in 16 lanes of doubles in a fixed order; they agree to the last place.
  *
- * No function allocates, keeps state, or reads or writes outside the arrays that it is given.
+ * No function allocates, keeps state, or reads or writes outside the arrays and files that it is given.
  */
+#define _XOPEN_SOURCE 700
+#define _FILE_OFFSET_BITS 64
+#include <errno.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
