@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from plait.errors import PlaitError
+from plait.errors import MergeError, PlaitError
 from plait.lazy import Tensor, torch
 
 KINDS = ("cuda", "xpu", "mps")
+THREADS = 4  # for each device: some read and copy while another's arithmetic runs
 #: entries of a piece on a device: enough to fill it, little next to its memory
 PIECE = 1 << 24
 
@@ -64,6 +65,23 @@ def refuse_limit(places: tuple[str, ...], limit: int | None) -> None:
             found=f"{', '.join(places)}, whose driver takes memory of its own",
             do="leave out one of the two",
         )
+
+
+def prepare(places: tuple[str, ...]) -> None:
+    """Have PyTorch load its linear algebra, which it does when first asked, and cannot do when several threads ask at once."""
+    for place in places:
+        if not place.startswith("cpu"):
+            torch.linalg.inv(torch.ones((1, 1), device=place))
+
+
+def full(places: tuple[str, ...], threads: int) -> PlaitError:
+    """What to say when a device has no more memory."""
+    return MergeError(
+        f"the memory of {', '.join(places)} is too small",
+        wanted=f"room for what {threads} threads work on at once",
+        found="a full device",
+        do="pass --num-threads with a smaller number, or leave --device out: the CPU needs no such memory",
+    )
 
 
 def count(kind: str) -> int:

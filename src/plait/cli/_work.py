@@ -40,7 +40,7 @@ def save(plan: Any, out: str, options: Mapping[str, Any], **more: Any) -> Any:
             f"{len(d.names)} tensors of {plan.models[d.model].ref} are not in the output: {d.reason}"
             for d in plan.dropped
         )
-    threads, piece = portions(plan, options["num_threads"] or default_threads(), options["max_memory"])
+    threads, piece = portions(plan, options["num_threads"] or default_threads(places), options["max_memory"])
     count = sum(bool(model.opened.files or model.opened.repo) for model in plan.models)
     if not quiet:
         click.echo(

@@ -91,10 +91,10 @@ def total(
     for piece in pieces:
         tensors = of(piece)
         size = block_rows(tensors[0].shape[-1])
-        for rows in zip(*(torch.split(x, size) for x in tensors), strict=True):
-            measured = measure([r.reshape(-1) for r in rows])
-            shape = tuple(measured.shape)
-            parts.append(measured.double().reshape(-1).tolist())
+        blocks = zip(*(torch.split(x, size) for x in tensors), strict=True)
+        measured = torch.stack([measure([r.reshape(-1) for r in rows]) for rows in blocks])
+        shape = tuple(measured.shape[1:])
+        parts += measured.double().reshape(len(measured), -1).tolist()  # waits for a GPU once
     return torch.tensor(added(parts), dtype=torch.float64).reshape(shape)
 
 

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from plait import kernels
 from plait.lazy import Tensor, torch
 
-_RUN = 1 << 16  # entries drawn at once: small enough for a core's cache
+_RUN, _LARGE = 1 << 16, 1 << 22  # entries drawn at once: small enough for a core's cache; enough to fill a GPU
 
 
 def _signed(value: int) -> int:
@@ -18,7 +18,8 @@ def _signed(value: int) -> int:
 
 @cache
 def _numbers(device: torch.device) -> Tensor:
-    return torch.arange(_RUN, dtype=torch.int32, device=device)
+    """0, 1, …, as many as are drawn at once."""
+    return torch.arange(_RUN if device.type == "cpu" else _LARGE, dtype=torch.int32, device=device)
 
 
 def _shift(x: Tensor, bits: int, out: Tensor) -> Tensor:
@@ -58,12 +59,13 @@ def uniform(seed: int, tensor: str, model: int, start: int, count: int, device: 
         run = min(count - at, (1 << 32) - low)
         kernels.uniform(*keys(seed, tensor, model, high), low, out[at : at + run])
         at += run
-    spare = torch.empty(min(count, _RUN), dtype=torch.int32, device=device)
+    numbers = _numbers(out.device)
+    spare = torch.empty(min(count, len(numbers)), dtype=torch.int32, device=device)
     while at < count:
         high, low = divmod(start + at, 1 << 32)
-        run = min(count - at, (1 << 32) - low, _RUN)
+        run = min(count - at, (1 << 32) - low, len(numbers))
         key1, key2 = keys(seed, tensor, model, high)
-        x = _numbers(out.device)[:run] + _signed(low + key1)
+        x = numbers[:run] + _signed(low + key1)
         _scramble(x, spare[:run])
         x += _signed(key2)
         _scramble(x, spare[:run])

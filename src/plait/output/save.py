@@ -66,7 +66,7 @@ def save(
     begun = time.monotonic()
     places = devices(device, multi_gpu)
     refuse_limit(places, max_memory)
-    threads, piece = portions(plan, threads or default_threads(), max_memory)
+    threads, piece = portions(plan, threads or default_threads(places), max_memory)
     refuse_leftover(out, len(plan.steps), force, resume)
     begins = force or (resume and (out / NAME).exists())
     perhaps = resume and not begins and (out / PROVENANCE).is_file()  # this merge, whole
