@@ -42,6 +42,8 @@ _NOT_FINITE = {
 }
 #: keys of models whose embedding is not as wide as their layers
 _NARROW = ("embedding_size", "input_embedding_size", "word_embed_proj_dim", "hidden_size_per_layer_input")
+#: keys of models that run a layer many times (ALBERT, HRM)
+_AGAIN = ("num_hidden_groups", "num_layers_per_stack")
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -241,7 +243,7 @@ def _config(path: Path, config: Mapping[str, Any], specs: Mapping[str, TensorSpe
 
     stacks = [module.stack for module in anatomy.modules if module.stack]
     counts = {stack.count - extra for stack in stacks for extra in {0, stack.extra}}
-    counts = set() if "num_hidden_groups" in said else counts  # ALBERT runs a layer many times
+    counts = counts if said.keys().isdisjoint(_AGAIN) else set()
     for key in _COUNTS:
         if type(said.get(key)) is int and counts and said[key] not in counts:
             yield wrong(key, max(stack.count for stack in stacks))
