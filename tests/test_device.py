@@ -16,7 +16,7 @@ from plait import device, kernels, run
 from plait.cli import main
 from plait.compute import PIECE, Stretch, Task, gathered, stored
 from plait.device import devices
-from plait.errors import PlaitError
+from plait.errors import MergeError, PlaitError
 from plait.method import bind
 from plait.methods import registry
 
@@ -149,6 +149,20 @@ def test_a_whole_plan(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return found
 
     assert written(("cpu", "cpu")) == written(())
+
+
+def test_a_full_device(tmp_path: Path) -> None:
+    """What PyTorch says of a device without room becomes a message with what to do; tests/test_gpu.py fills a real one."""
+    plan = plait.merge(make.recipe("linear", make.model(tmp_path / "a"))).plan
+
+    def sink(name: str, row: int, piece: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(MergeError, match="the memory of cpu is too small") as caught:
+        run.run(plan, sink, threads=1, devices=("cpu",))
+    assert "--num-threads" in str(caught.value.do)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run.run(plan, sink, threads=1)
 
 
 def test_no_limit_of_memory_there() -> None:

@@ -186,7 +186,9 @@ def run(
             if future.done() and not future.cancelled():
                 try:
                     future.result()
-                except torch.cuda.OutOfMemoryError as error:  # of other devices too
+                except RuntimeError as error:
+                    if not devices or not isinstance(error, torch.cuda.OutOfMemoryError):  # the name for all devices
+                        raise
                     raise full(devices, threads) from error
 
 
