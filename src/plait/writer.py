@@ -103,6 +103,7 @@ class Writer:
         self._made: list[Path] = []
         self._states: dict[str, _State] = {}
         self._lock = threading.Lock()
+        self._turns: dict[int, threading.Lock] = {}  # of a shard's descriptor
         self._journal: Journal | None = None
         self.hashes: dict[str, str] = {}
         self.kept: frozenset[str] = frozenset()
@@ -133,6 +134,7 @@ class Writer:
         anew = os.O_CREAT | (0 if record.tensors else os.O_TRUNC)
         file = os.open(path, os.O_RDWR | anew | getattr(os, "O_CLOEXEC", 0), 0o666)
         self._begun[shard.filename], self._files[shard.filename] = path, file
+        self._turns[file] = threading.Lock()
         self._place.update({name: (file, offset) for name, offset in shard.offsets.items()})
         if os.fstat(file).st_size > shard.nbytes:
             os.ftruncate(file, shard.nbytes)
@@ -154,11 +156,12 @@ class Writer:
             piece = memoryview(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         at = offset + row * stride
         try:
-            if isinstance(piece, Stretch):
-                _copy(piece, file, at)
-                piece = piece.view
-            else:
-                _write(file, piece, at)
+            with self._turns[file]:  # systems let one thread at a time write a file, and have the others spin
+                if isinstance(piece, Stretch):
+                    _copy(piece, file, at)
+                else:
+                    _write(file, piece, at)
+            piece = piece.view if isinstance(piece, Stretch) else piece
             if self._journal and self._journal.error:
                 raise self._journal.error
             self._account(name, row * stride, piece)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
@@ -52,6 +53,7 @@ def save(plan: Any, out: str, options: Mapping[str, Any], **more: Any) -> Any:
         )
     _fetching(plan, options["stream"], quiet)
     weights = sum(spec.nbytes for spec in plan.specs.values())
+    gc.freeze()  # the plan stays: no need to look through it for garbage
     with _hint(out), _show.progress(weights, "merging", quiet) as tell:
         saved = Merge(plan).save(out, progress=tell, **{**how, "threads": threads, **more})
     if saved.untouched and not quiet:
