@@ -7,20 +7,21 @@ import os
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 from plait.checkpoint import held_nbytes
 from plait.checkpoint.directory import SafetensorsFiles
 from plait.checkpoint.dtypes import torch_dtype
-from plait.compute import PIECE, Copy, Task, merge_tensors
+from plait.compute import PIECE, Copy, Stored, Task, merge_tensors
 from plait.errors import PlaitError
 from plait.kernels import fused
-from plait.lazy import torch
+from plait.lazy import np, torch
 from plait.matrices import is_matrix
 from plait.ops.pieces import block_rows
 from plait.plan import Plan, Step
-from plait.run import default_threads, task
+from plait.run import default_threads, task, workshop
 from plait.types import DTYPES
 
 WORKSPACE = 6  # float32 buffers of a piece that a method may hold besides its inputs
@@ -188,7 +189,7 @@ def _growth(step: Step, rows: int, columns: int) -> float:
 
 def _sample(plan: Plan, step: Step, codes: tuple[str, ...]) -> tuple[float, tuple[int, int]]:
     """Seconds that a piece of such a step takes on one thread, from a run on random numbers; and its shape."""
-    made = task(plan, step)
+    made = task(plan, step, in_order=True)
     assert isinstance(made, Task)
     rows, columns = step.spec.matrix
     if _cubic(step):  # a smaller matrix of the same proportions
@@ -196,17 +197,43 @@ def _sample(plan: Plan, step: Step, codes: tuple[str, ...]) -> tuple[float, tupl
         rows, columns = (max(2, math.ceil(side * shrink)) for side in step.spec.shape[-2:])
     else:
         rows = min(rows, block_rows(columns) * math.ceil(PIECE / max(1, block_rows(columns) * columns)))
+    once = (_stored_run if made.fused else _tensor_run)(made, rows, columns, codes)
+    best = math.inf
+    for _ in range(2):
+        begun = time.thread_time()  # others may use the cores meanwhile
+        once()
+        best = min(best, time.thread_time() - begun)
+    return best, (rows, columns)
+
+
+def _stored_run(made: Task, rows: int, columns: int, codes: Sequence[str]) -> Callable[[], None]:
+    """What the kernels do with random numbers, without PyTorch."""
+    noise = np.random.default_rng(0)
+
+    def stored(code: str) -> Stored:
+        x = (noise.standard_normal((rows, columns)) * 0.02).astype("<f2" if code == "F16" else "<f4")
+        if code == "BF16":
+            x = (x.view("<u4") >> 16).astype("<u2")
+        return Stored(code, lambda row, stop: (x[row:stop].ctypes.data, x))
+
+    sample = replace(made, shape=(rows, columns), stored=[stored(code) for code in codes])
+
+    def once() -> None:
+        for _ in replace(sample, memo={}).run(check=False):
+            pass
+
+    return once
+
+
+def _tensor_run(made: Task, rows: int, columns: int, codes: Sequence[str]) -> Callable[[], None]:
+    """What PyTorch does with random numbers, on one thread."""
     noise = torch.Generator().manual_seed(0)
     sample = [(torch.randn(rows, columns, generator=noise) * 0.02).to(torch_dtype(code)) for code in codes]
     base, models = (sample[0], sample[1:]) if made.base else (None, sample)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        best = math.inf
-        for _ in range(2):
-            begun = time.thread_time()  # others may use the cores meanwhile
-            merge_tensors(made.method, made.params, models, base, name=step.name, dtype=torch_dtype(made.dtype))
-            best = min(best, time.thread_time() - begun)
-    finally:
-        torch.set_num_threads(before)
-    return best, (rows, columns)
+
+    def once() -> None:
+        with workshop() as one_thread:
+            one_thread()
+            merge_tensors(made.method, made.params, models, base, name=made.name, dtype=torch_dtype(made.dtype))
+
+    return once
