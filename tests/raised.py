@@ -1,7 +1,7 @@
 """A pytest plugin: every place in plait that makes an error does so in a test, and gives the parts of a message there.
 
 A place whose error lacks a part fails the test that raises it. When the whole suite has run, the places that no test
-raised fail the run, by name. Errors of child processes are not seen: a place needs a test in the test's own process.
+raised fail the run, by name. Of child processes only those are seen that `watch` themselves, as the one in tests/hub does.
 """
 
 from __future__ import annotations
@@ -26,33 +26,43 @@ NEEDS = {"evaluate/tasks/harness.py": "lm_eval"}
 CHOSEN = ["keyword", "markexpr", "lf", "stepwise", "deselect", "ignore", "ignore_glob", "collectonly", "maxfail"]
 
 
+Seen = set[tuple[str, int]]  # path below the house, line
+SEEN = pytest.StashKey[Seen]()
+
+
+def watch(house: Path) -> Seen:
+    """From now on, gather the places of the source below `house` that make errors, each with its parts."""
+    seen: Seen = set()
+    real, start = PlaitError.__init__, f"{house}/"
+
+    @functools.wraps(real)
+    def noted(error: PlaitError, *given: Any, **more: Any) -> None:
+        real(error, *given, **more)
+        caller = sys._getframe(1)
+        if caller.f_code.co_filename.startswith(start):
+            path = caller.f_code.co_filename.removeprefix(start)
+            seen.add((path, caller.f_lineno))
+            whole = error.what and error.do and (error.wanted or error.found)
+            passed = (path, type(error).__name__) in PASSED_ON
+            assert whole or passed, f"{path}:{caller.f_lineno} lacks a part: {error}"
+
+    PlaitError.__init__ = noted  # type: ignore[method-assign]
+    return seen
+
+
 class Raised:
-    """Which places of the source below `house`, out of `sites`, made an error in this run."""
+    """Holds a run of the whole suite to raise every one of the `sites` of the source below `house`."""
 
     def __init__(self, house: Path, sites: Callable[[], Sequence[Site]], needs: Mapping[str, str] = NEEDS) -> None:
-        self.house, self.sites, self.needs = f"{house}/", sites, needs
-        self.seen: set[tuple[str, int]] = set()  # path below the house, line
+        self.house, self.sites, self.needs = house, sites, needs
         self.said: list[str] = []
         self.real: Callable[..., None] = PlaitError.__init__
 
-    def pytest_configure(self) -> None:
-        @functools.wraps(self.real)
-        def noted(error: PlaitError, *given: Any, **more: Any) -> None:
-            self.real(error, *given, **more)
-            caller = sys._getframe(1)
-            self._note(error, caller.f_code.co_filename, caller.f_lineno)
-
-        PlaitError.__init__ = noted  # type: ignore[method-assign]
+    def pytest_configure(self, config: pytest.Config) -> None:
+        self.seen = config.stash[SEEN] = watch(self.house)
 
     def pytest_unconfigure(self) -> None:
         PlaitError.__init__ = self.real  # type: ignore[method-assign]
-
-    def _note(self, error: PlaitError, file: str, line: int) -> None:
-        if file.startswith(self.house):
-            path = file.removeprefix(self.house)
-            self.seen.add((path, line))
-            whole = error.what and error.do and (error.wanted or error.found)
-            assert whole or (path, type(error).__name__) in PASSED_ON, f"{path}:{line} lacks a part: {error}"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

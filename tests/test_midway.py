@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 import make
+import plait
 import plait.journal
 from plait.cli import main
+from plait.errors import OutputError
 from plait.journal import NAME, read
 
 SMALL = {"hidden": 32, "vocab": 256}
@@ -172,6 +174,35 @@ def test_files_too_large(
     with small_files(limit):
         told("out", *run(capsys, folder))
     assert not (folder / "out").exists() or read(folder / "out" / NAME)
+    assert run(capsys, folder, "--resume")[0] == 0
+    assert make.hashes(folder / "out", "*") == expected
+
+
+def test_two_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second merge into OUT is refused, whatever its options; the first is undisturbed."""
+    expected, refused = undisturbed(folder, capsys), list[str]()
+
+    def second() -> None:
+        for options in ({}, {"force": True}, {"resume": True}):
+            with pytest.raises(OutputError, match="another merge is writing to") as caught:
+                plait.merge(folder / "r.yml").save(folder / "out", **options)
+            refused.append(str(caught.value.found))
+
+    with monkeypatch.context() as patch:
+        in_the_midst(patch, second)
+        assert run(capsys, folder) == (0, "")
+    assert len(refused) == 3
+    assert make.hashes(folder / "out", "*") == expected
+
+
+def test_no_space_for_the_tokenizer(folder: Path, small_files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A disk that takes the weights and not what stands beside them: the weights stay, and --resume goes on."""
+    tokenizer = folder / "a" / "tokenizer.json"
+    make.write_json(tokenizer, make.tokenizer(256) | {"of_no_meaning": "x" * 100_000})
+    expected = undisturbed(folder, capsys)
+    with small_files(60_000):
+        told("out failed after the weights", *run(capsys, folder))
+    assert read(folder / "out" / NAME)
     assert run(capsys, folder, "--resume")[0] == 0
     assert make.hashes(folder / "out", "*") == expected
 

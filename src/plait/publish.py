@@ -53,9 +53,7 @@ def ready(repo: str) -> None:
     if constants.HF_HUB_OFFLINE:
         raise PublishError("the Hub is not to be asked", found="HF_HUB_OFFLINE=1", do="unset it to push")
     if not get_token():
-        raise PublishError(
-            "there is no token for the Hub", wanted="a token with write access", do="run hf auth login, or set HF_TOKEN"
-        )
+        raise _no_token()
     if not hub.reachable():  # at once, and not after the tries of a request
         raise PublishError(
             f"{repo} cannot be pushed to",
@@ -147,6 +145,15 @@ def complete(out: Path) -> list[str]:
     return list(filter_repo_objects(names, ignore_patterns=LEFT))
 
 
+def _no_token() -> PublishError:
+    return PublishError(
+        "there is no token for the Hub",
+        wanted="a token with write access",
+        found="none",
+        do="run hf auth login, or set HF_TOKEN",
+    )
+
+
 @contextmanager
 def _told(repo: str) -> Iterator[None]:
     """What the Hub refuses, as a `PublishError`."""
@@ -156,10 +163,7 @@ def _told(repo: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError as error:
-        wanted = "a token with write access"
-        raise PublishError(
-            "there is no token for the Hub", wanted=wanted, do="run hf auth login, or set HF_TOKEN"
-        ) from error
+        raise _no_token() from error
     except refusals as error:
         code, (found, do) = hub.status(error), hub.said(ModelRef(repo), error)
         if code == 403:

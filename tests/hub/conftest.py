@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import raised
 from hub.fakehub import FakeHub
 
 #: runs command lines one after the other: PyTorch is loaded once; only the waiting between tries is cut short
@@ -20,7 +21,9 @@ PROCESS = """
 import contextlib, faulthandler, io, json, os, sys, time
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(min(seconds, 0.01))
+import messages, raised
 from plait.cli import main
+seen = raised.watch(messages.HOUSE)
 answers = os.fdopen(os.dup(1), "w")
 for line in sys.stdin:
     args, token = json.loads(line)
@@ -34,7 +37,7 @@ for line in sys.stdin:
             exec(args[1], {}) if args[0] == "-c" else main(args)
         except SystemExit as stop:
             code = stop.code
-    print(json.dumps([code, out.getvalue(), err.getvalue()]), file=answers, flush=True)
+    print(json.dumps([[code, out.getvalue(), err.getvalue()], sorted(seen)]), file=answers, flush=True)
 """
 
 
@@ -53,13 +56,16 @@ class User:
 
     process: subprocess.Popen[str]
     hub: FakeHub
+    seen: set[tuple[str, int]]  # the places whose errors the process has raised, for tests/raised.py
 
     def plait(self, *args: Any, token: str | None = "hf_test") -> Done:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps([[str(arg) for arg in args], token]) + "\n")
         self.process.stdin.flush()
-        done = Done(*json.loads(self.process.stdout.readline()))
+        answer, seen = json.loads(self.process.stdout.readline())
+        self.seen.update(map(tuple, seen))
+        done = Done(*answer)
         assert self.hub.token not in done.out + done.err
         assert "Traceback" not in done.err
         return done
@@ -84,16 +90,17 @@ def environment(url: str, home: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeHub, User, Path]]:
+def desk(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[tuple[FakeHub, User, Path]]:
     """One server and one process for all tests."""
     home = tmp_path_factory.mktemp("hub")
     with FakeHub(blobs=home / "blobs") as hub, open(home / "log", "w") as log:
-        env = environment(hub.url, home / "home", HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
+        patience = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
+        env = environment(hub.url, home / "home", PYTHONPATH=os.pathsep.join(sys.path), **patience)
         command = [sys.executable, "-c", PROCESS]
         with subprocess.Popen(
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         ) as process:
-            yield hub, User(process, hub), home
+            yield hub, User(process, hub, pytestconfig.stash.get(raised.SEEN, set())), home
             assert process.stdin
             process.stdin.close()
             process.wait(30)

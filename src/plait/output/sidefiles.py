@@ -17,7 +17,7 @@ from typing import Any
 from plait.checkpoint.directory import read_json
 from plait.checkpoint.header import unreadable
 from plait.checkpoint.source import Opened
-from plait.errors import ModelError, OutputError, PlanError, nearest, reason
+from plait.errors import ModelError, OutputError, PlanError, reason
 from plait.output.hashes import sha256
 from plait.output.templates import NAMED, syntax
 from plait.plan import Plan
@@ -211,17 +211,8 @@ def _template(plan: Plan) -> tuple[str, str] | None:
             return None
         text = Counter(text for text, _ in found).most_common(1)[0][0]
         whose = next(ref for found_text, ref in found if found_text == text)
-    elif len(wanted) >= 20 and "{" in wanted:
-        text, whose = wanted, "the recipe"
     else:
-        near = nearest(wanted, NAMED)
-        raise PlanError(
-            f"there is no chat template {wanted!r}",
-            wanted="auto, a template's text, or one of " + ", ".join(NAMED),
-            found=wanted,
-            do=f"did you mean {near}?" if near else "write one of these",
-            where=where,
-        )
+        text, whose = wanted, "the recipe"
     if fault := syntax(text):
         do = "name one of " + ", ".join(NAMED) if wanted == "auto" else "mend the template"
         raise PlanError(

@@ -41,7 +41,7 @@ class Reading:
 
     def ignore(self, what: str, do: str, where: Where | None, wanted: str | None = None) -> None:
         """Note something that mergekit passes over in silence."""
-        self.ignored.append(RecipeError(what, wanted=wanted, do=do, where=where))
+        self.ignored.append(RecipeError(what, wanted=wanted or "only what has an effect", do=do, where=where))
 
     def refuse(self, error: PlaitError, where: Where | None = None) -> None:
         """Note an error, or each of several; `where` is used for those that do not know their place."""

@@ -184,7 +184,7 @@ def _coerced(value: Scalar, kind: type, where: Where | None) -> Scalar:
             if kind is str
             else "write it without quotes or other characters"
             if isinstance(value, str)
-            else None
+            else f"write {_WANTED[kind]}"
         )
         what = f"{value!r} is not {_WANTED[kind]}"
         raise RecipeError(what, wanted=_WANTED[kind], found=repr(value), do=do, where=where) from None
