@@ -89,3 +89,10 @@ def small_files() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import messages
+    from raised import Raised
+
+    config.pluginmanager.register(Raised(messages.HOUSE, messages.sites))
