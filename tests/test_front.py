@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -117,9 +116,7 @@ def test_to_transformers(models: tuple[Path, Path], tmp_path: Path) -> None:
     assert here.std() > 0
 
 
-def test_transformers_that_cannot(
-    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
-) -> None:
+def test_transformers_that_cannot(models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A merge of no class of transformers, or of a config that it cannot use, is told; and what to install without it."""
     merge = plait.merge(average(*models))
     with monkeypatch.context() as patch:
@@ -132,10 +129,10 @@ def test_transformers_that_cannot(
         plait.merge(average(strange)).to_transformers()
     assert "NoSuchModel" in str(unknown.value.found)
     odd = make.model(tmp_path / "odd", settings={"hidden_act": "nonesuch"})
-    recipe, questions = make.write_json(tmp_path / "r.yml", average(odd)), tmp_path / "q.jsonl"
-    questions.write_text('{"prompt": "w5 w6", "answer": "w7"}\n')
-    told = refused("transformers cannot make a model of this merge", "eval", recipe, "--questions", questions)
-    assert "nonesuch" in told
+    with pytest.raises(PlaitError, match="transformers cannot make a model of this merge") as strange_config:
+        plait.merge(average(odd)).to_transformers()
+    assert "nonesuch" in str(strange_config.value.found)
+    assert str(odd) in str(strange_config.value.do)
 
 
 SLERP = """\
