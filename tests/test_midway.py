@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import make
 import plait
@@ -162,6 +164,19 @@ def test_in_the_midst(
     assert make.hashes(folder / "out", "*") == expected
 
 
+def test_pickles(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pickled input that becomes shorter meanwhile is told: it is not mapped, which would kill the process."""
+    for name in "ab":
+        file = folder / name / "model.safetensors"
+        torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+        file.unlink()
+    weights = folder / "b" / "pytorch_model.bin"
+    with monkeypatch.context() as patch:
+        in_the_midst(patch, lambda: os.truncate(weights, 5_000))
+        told(f"{weights} changed during the merge", *run(capsys, folder))
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.parametrize("limit", [10, 5_000, 45_000])
 def test_files_too_large(
     limit: int,
@@ -233,3 +248,30 @@ def test_a_late_value(
     shutil.rmtree(folder / "out")
     assert run(capsys, folder)[0] == 0
     assert make.hashes(folder / "out", "*") == found
+
+
+def test_a_late_value_that_is_wanted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a value that is not finite --resume --allow-nonfinite goes on, as the message says; --resume alone then does not."""
+    broken = {name: x.clone() for name, x in make.tensors(1, **SMALL).items()}
+    broken["lm_head.weight"][-1, -1] = float("nan")
+    make.write(folder / "b", broken)
+    assert run(capsys, folder, "--allow-nonfinite")[0] == 0
+    expected = make.hashes(folder / "out", "*")
+    shutil.rmtree(folder / "out")
+    with monkeypatch.context() as patch:
+        in_the_midst(patch, lambda: until_kept(folder / "out"))
+        code, found = run(capsys, folder)
+        told("--allow-nonfinite writes it all the same", code, found)
+        assert "--resume --allow-nonfinite" in found
+    kept = read(folder / "out" / NAME)
+    assert kept
+    assert kept.tensors
+    with monkeypatch.context() as patch:
+        in_the_midst(patch, lambda: in_the_way(folder), writes=2)
+        told("out failed", *run(capsys, folder, "--resume", "--allow-nonfinite"))
+    told("values (was any, is finite)", *run(capsys, folder, "--resume"))
+    cleared(folder)
+    assert run(capsys, folder, "--resume", "--allow-nonfinite")[0] == 0
+    assert make.hashes(folder / "out", "*") == expected

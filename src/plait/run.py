@@ -10,13 +10,13 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
-from plait.checkpoint.directory import SafetensorsFiles, failed
 from plait.checkpoint.dtypes import torch_dtype
+from plait.checkpoint.files import StoredFiles, failed
 from plait.compute import PIECE, Copy, Reader, Stored, Stream, Stretch, Task, gathered, stored
 from plait.device import PIECE as LARGE
 from plait.device import THREADS, full, prepare, shared
@@ -106,11 +106,12 @@ def _reader(plan: Plan, source: Input) -> Reader:
 
 def _stored(plan: Plan, source: Input, number: int) -> Stored:
     """An input for the kernels: from a file into a buffer of the thread's own; from other checkpoints as a tensor."""
-    opened = plan.models[source.model].opened.checkpoint
-    if not isinstance(opened, SafetensorsFiles):
+    opened = _files(plan, source)
+    if opened is None:
         return stored(plan.spec_of(source).dtype, _reader(plan, source))
 
     extent = opened.extents[source.name]
+    file = opened.file(extent.path)
     stride, name = extent.spec.nbytes // max(1, extent.spec.matrix[0]), f"input {number}"
 
     def rows(row: int, stop: int) -> tuple[int, None]:
@@ -121,17 +122,23 @@ def _stored(plan: Plan, source: Input, number: int) -> Stored:
     return Stored(
         extent.spec.dtype,
         rows,
-        place=lambda row: (opened.file(extent.path), extent.offset + row * stride),
+        place=lambda row: (file, extent.offset + row * stride),
         failed=lambda number: failed(extent.path, number),
     )
 
 
-def _ahead(plan: Plan, step: Step) -> None:
-    """Have the system fetch the beginning of what the step reads."""
-    for source in step.sources():
-        opened = plan.models[source.model].opened.checkpoint
-        if isinstance(opened, SafetensorsFiles):
-            opened.ahead(source.name)
+def ahead(plan: Plan, steps: Iterable[Step]) -> None:
+    """Have the system fetch the beginning of what these steps read."""
+    for step in steps:
+        for source in step.sources():
+            if opened := _files(plan, source):
+                opened.ahead(source.name)
+
+
+def _files(plan: Plan, source: Input) -> StoredFiles | None:
+    """The checkpoint of an input whose bytes lie in a file as they are."""
+    opened = plan.models[source.model].opened.checkpoint
+    return opened if isinstance(opened, StoredFiles) and source.name in opened.extents else None
 
 
 def run(
@@ -158,12 +165,9 @@ def run(
 
     def work(number: int, step: Step) -> None:
         if number + threads < len(todo):
-            _ahead(plan, todo[number + threads])
+            ahead(plan, [todo[number + threads]])
         made = task(plan, step, in_order=True, piece=size, device=place())
-        files = all(
-            isinstance(plan.models[source.model].opened.checkpoint, SafetensorsFiles) for source in step.sources()
-        )
-        if not (made.fused and files):  # views compute with torch
+        if not (made.fused and all(_files(plan, source) for source in step.sources())):  # views compute with torch
             one_thread()
         for row, piece in made.run(check):
             if stop.is_set():

@@ -252,3 +252,14 @@ def test_refused(fault: str, tmp_path: Path) -> None:
     assert str(path) in caught.value.what
     assert caught.value.found
     assert caught.value.do
+
+
+def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
+    """What a GGUF file no longer has is told when it is read; the process lives."""
+    path = write(tmp_path / "a.gguf", "llama", converted("llama", model("llama", tmp_path / "llama")))
+    opened = plait.open(path)
+    name = list(opened.specs)[-1]
+    opened.read(name)
+    path.write_bytes(path.read_bytes()[:4096])
+    with pytest.raises(ModelError, match=r"a\.gguf became shorter during the merge"):
+        opened.read(name)

@@ -9,22 +9,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from plait.checkpoint import Rows
-from plait.checkpoint.dtypes import torch_dtype
+from plait.checkpoint.files import StoredFiles
 from plait.checkpoint.header import Extent, read_header, unreadable
 from plait.errors import ModelError
-from plait.lazy import torch
 from plait.types import TensorSpec
 
 _OTHERS = ("adapter_", "training_args", "optimizer", "scheduler", "rng_state", ".")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _SINGLE = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin", ".pt": "model.pt"}
-_AHEAD = 1 << 24  # bytes of a tensor that are fetched ahead
 _WEIGHTS = "*.safetensors, or *.bin / *.pt of torch.save"
 
 
@@ -181,85 +177,8 @@ def joined(parts: Iterable[Mapping[str, Extent]]) -> dict[str, Extent]:
     return extents
 
 
-def read_extent(spec: TensorSpec, rows: Rows | None, fill: Callable[[int, memoryview], None]) -> torch.Tensor:
-    """A tensor, or `rows` of it; `fill(begin, view)` writes the tensor's bytes from `begin` on into `view`."""
-    count, columns = spec.matrix
-    start, stop = rows or (0, count)
-    row = spec.nbytes // count if count else 0
-    raw = torch.empty((stop - start) * row, dtype=torch.uint8)
-    if raw.numel():
-        fill(start * row, memoryview(raw.numpy().data))
-    shape = (stop - start, columns) if rows else spec.shape
-    return raw.view(torch_dtype(spec.dtype)).reshape(shape)
-
-
-def failed(path: Path, number: int = 0) -> ModelError:
-    """What to raise for weights that cannot be read: `number` is that of the system's error, 0 where the file ended."""
-    if not number:
-        return ModelError(
-            f"{path} became shorter during the merge",
-            wanted="inputs that stay as they are",
-            found="its end, where it had weights",
-            do="leave the inputs alone, and run the merge again",
-        )
-    return ModelError(
-        f"{path} cannot be read",
-        wanted="the bytes of its tensors",
-        found=os.strerror(number),
-        do="look after its disk, or copy the file to another, and run the merge again",
-    )
-
-
-class SafetensorsFiles:
-    """One or more safetensors files as a `Checkpoint`; reads with `pread`, so threads share it freely."""
+class SafetensorsFiles(StoredFiles):
+    """One or more safetensors files as a `Checkpoint`."""
 
     def __init__(self, files: list[Path], config: Mapping[str, Any]) -> None:
-        self.config = config
-        self.extents = joined(read_header(path) for path in files)
-        self.specs: Mapping[str, TensorSpec] = {name: extent.spec for name, extent in self.extents.items()}
-        self._open: dict[Path, int] = {}
-        self._lock = threading.Lock()
-
-    def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
-        extent = self.extents[name]
-        return read_extent(extent.spec, rows, lambda at, view: self.fill(extent.path, extent.offset + at, view))
-
-    def read_into(self, name: str, rows: Rows, buffer: memoryview) -> int:
-        """The stored bytes of some rows into the beginning of a writable buffer of bytes; returns how many these are."""
-        extent = self.extents[name]
-        row = extent.spec.nbytes // max(1, extent.spec.matrix[0])
-        nbytes = (rows[1] - rows[0]) * row
-        self.fill(extent.path, extent.offset + rows[0] * row, buffer[:nbytes])
-        return nbytes
-
-    def fill(self, path: Path, offset: int, view: memoryview) -> None:
-        """The bytes of one of the files, from `offset` on, into a writable buffer."""
-        file = self.file(path)
-        while view:
-            try:
-                got = os.preadv(file, [view], offset)
-            except OSError as error:
-                raise failed(path, error.errno or 0) from error
-            if not got:
-                raise failed(path)
-            view, offset = view[got:], offset + got
-
-    def file(self, path: Path) -> int:
-        """The descriptor of one of the files, which is open until the checkpoint goes."""
-        if path in self._open:
-            return self._open[path]
-        with self._lock:
-            if path not in self._open:
-                self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            return self._open[path]
-
-    def ahead(self, name: str) -> None:
-        """Tell the system that a tensor will be read soon: it fetches what is not in its cache meanwhile."""
-        if hasattr(os, "posix_fadvise"):
-            extent = self.extents[name]
-            nbytes = min(extent.spec.nbytes, _AHEAD)
-            os.posix_fadvise(self.file(extent.path), extent.offset, nbytes, os.POSIX_FADV_WILLNEED)
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_open", {}).values():
-            os.close(descriptor)
+        super().__init__(joined(read_header(path) for path in files), config)

@@ -1,16 +1,23 @@
-"""Weights in torch's pickle format, through torch's safe loader with memory mapping, and only that: no code runs."""
+"""Weights in torch's pickle format, through torch's safe loader with memory mapping, and only that: no code runs.
+
+Where the system says which bytes of a file are mapped where, tensors are read from the file, at the place that they were mapped
+from: a mapped file that becomes shorter would kill the process.
+"""
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plait.checkpoint import Rows, cut
 from plait.checkpoint.dtypes import spec_of
+from plait.checkpoint.files import StoredFiles
+from plait.checkpoint.header import Extent
 from plait.errors import ModelError
 from plait.lazy import torch
 from plait.types import TensorSpec
@@ -32,25 +39,60 @@ _AGAIN = "download or copy the file again"
 _CONVERT = "convert it to safetensors where you trust it"
 
 
-class PickledFiles:
-    """One or more `.bin` / `.pt` files as a `Checkpoint`; tensors are mapped, not loaded."""
+class PickledFiles(StoredFiles):
+    """One or more `.bin` / `.pt` files as a `Checkpoint`; tensors whose bytes are not found in one stretch stay mapped."""
 
     def __init__(self, files: list[Path], config: Mapping[str, Any]) -> None:
-        self.config = config
-        self._tensors: dict[str, torch.Tensor] = {}
+        extents: dict[str, Extent] = {}
+        self._mapped: dict[str, torch.Tensor] = {}
+        specs: dict[str, TensorSpec] = {}
         for path in files:
-            for name, tensor in _load(path).items():
-                if name in self._tensors:
+            tensors = _load(path)
+            maps = _maps(path)
+            for name, tensor in tensors.items():
+                if name in specs:
                     raise ModelError(
                         f"the tensor {name!r} is in two files",
                         found=f"again in {path.name}",
                         do="remove the file that does not belong to the model",
                     )
-                self._tensors[name] = tensor
-        self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor, name) for name, tensor in self._tensors.items()}
+                specs[name] = spec_of(tensor, name)
+                offset = _offset(tensor, specs[name].nbytes, maps)
+                if offset is None:
+                    self._mapped[name] = tensor
+                else:
+                    extents[name] = Extent(path, offset, specs[name])
+        super().__init__(extents, config)
+        self.specs = specs
 
     def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
-        return cut(self._tensors[name], rows)
+        return cut(self._mapped[name], rows) if name in self._mapped else super().read(name, rows)
+
+
+#: a stretch of memory: its first address, the one after its last, the offset in the file of the first
+_Map = tuple[int, int, int]
+
+
+def _maps(path: Path) -> list[_Map]:
+    """Where this process has the file mapped; none where the system does not say."""
+    try:
+        wanted, lines = os.stat(path), Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for fields in map(str.split, lines):
+        major, minor = (int(part, 16) for part in fields[3].split(":"))
+        if (int(fields[4]), os.makedev(major, minor)) == (wanted.st_ino, wanted.st_dev):
+            start, stop = (int(part, 16) for part in fields[0].split("-"))
+            found.append((start, stop, int(fields[2], 16)))
+    return found
+
+
+def _offset(tensor: torch.Tensor, nbytes: int, maps: Sequence[_Map]) -> int | None:
+    """Where the tensor's bytes begin in the file, if they lie there in one stretch."""
+    at = tensor.data_ptr()
+    whole = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+    return next((at - start + offset for start, stop, offset in maps if whole and start <= at <= stop - nbytes), None)
 
 
 def _named(name: object) -> bool:

@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from plait.checkpoint import Rows
-from plait.checkpoint.directory import SafetensorsFiles, joined, read_extent
+from plait.checkpoint.directory import SafetensorsFiles, joined
+from plait.checkpoint.files import read_extent
 from plait.checkpoint.header import Extent, header_of
 from plait.checkpoint.hub import Repo, cannot_get, fetch, network_errors, persist
 from plait.errors import ModelError

@@ -1,4 +1,4 @@
-"""Opening and reading a GGUF file: the `gguf` package maps it, and dequantises the rows that are asked for."""
+"""Opening and reading a GGUF file: the `gguf` package tells where its tensors lie, and dequantises the rows that are read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 from plait.checkpoint import Rows
 from plait.checkpoint.dtypes import torch_dtype
+from plait.checkpoint.files import Files
 from plait.checkpoint.gguf.config import config, llama3
 from plait.checkpoint.gguf.names import FAMILIES, SETTINGS, Part, parts
 from plait.errors import ModelError
-from plait.lazy import Tensor, torch
+from plait.lazy import Tensor, np, torch
 from plait.types import DTYPES, TensorSpec
 
 BLOCK = 1 << 18  # entries that are dequantised at once
@@ -25,11 +26,11 @@ class GgufFile:
     """One model in GGUF, in one file or in the files that it was split into, as a `Checkpoint`.
 
     float32, float16 and bfloat16 tensors have their own dtype, others are float32. `home` is bfloat16 if anything is
-    quantised, otherwise the dtype of the embedding. The files are mapped; what is read is dequantised row by row.
+    quantised, otherwise the dtype of the embedding. What is read is dequantised row by row.
     """
 
     def __init__(self, files: list[Path], stated: Mapping[str, Any]) -> None:
-        self.files = tuple(files)
+        self.files, self._bytes = tuple(files), Files()
         try:
             self._open(files, stated)
         except _BROKEN as error:
@@ -61,6 +62,9 @@ class GgufFile:
         heads = field(f"{called}.attention.head_count")
         keys = field(f"{called}.attention.head_count_kv") or heads
         self._stored: dict[str, tuple[Any, Any, tuple[int, ...]]] = {}  # name -> type, mapped bytes, shape
+        self._maps = [
+            (reader.data.ctypes.data, reader.data.nbytes, path) for reader, path in zip(readers, files, strict=True)
+        ]
         self._parts: dict[str, Part] = {}
         strange = []
         for tensor in (tensor for reader in readers for tensor in reader.tensors):
@@ -134,11 +138,19 @@ class GgufFile:
             )
         return found
 
+    def _read(self, mapped: Any) -> Any:
+        """The bytes of a stretch that is mapped, read from the file: one that became shorter is told, and does not kill."""
+        at = mapped.ctypes.data
+        start, _, path = next(each for each in self._maps if each[0] <= at < each[0] + each[1])
+        out = np.empty(mapped.shape, mapped.dtype)
+        self._bytes.fill(path, at - start, memoryview(out.reshape(-1).view("uint8").data))
+        return out
+
     def _settings(self, name: str) -> list[float]:
         if name not in self._stored:
             return []
         kind, data, _ = self._stored[name]
-        return [float(x) for x in _numbers(kind, data.reshape(1, -1)).reshape(-1)]
+        return [float(x) for x in _numbers(kind, self._read(data).reshape(1, -1)).reshape(-1)]
 
     def read(self, name: str, rows: Rows | None = None) -> Tensor:
         spec, part = self.specs[name], self._parts[name]
@@ -154,7 +166,9 @@ class GgufFile:
     def _rows(self, part: Part, start: int, stop: int) -> Tensor:
         kind, data, _ = self._stored[part.stored]
         if len(part.shape) < 2 or part.shape[0] == 1:  # in one piece, whatever its blocks
-            x = _numbers(kind, data.reshape(1, -1)).reshape(-1, 1 if len(part.shape) < 2 else part.shape[-1])
+            x = _numbers(kind, self._read(data).reshape(1, -1)).reshape(
+                -1, 1 if len(part.shape) < 2 else part.shape[-1]
+            )
             low, high, wanted = 0, len(x), torch.arange(start, stop)
             if part.heads:
                 wanted = _order(wanted, len(x) // part.heads)
@@ -166,7 +180,7 @@ class GgufFile:
             low, high, wanted = start, stop, torch.arange(stop - start)
         if len(part.shape) >= 2 and part.shape[0] != 1:
             flat = data.reshape(-1, data.shape[-1])
-            x = _numbers(kind, flat[part.first + low : part.first + high])
+            x = _numbers(kind, self._read(flat[part.first + low : part.first + high]))
         x = x[wanted]
         return x - 1 if part.lowered else x
 
@@ -178,13 +192,13 @@ def _order(rows: Tensor, size: int) -> Tensor:
 
 
 def _numbers(kind: Any, data: Any) -> Tensor:
-    """Mapped bytes as numbers: in their dtype if that is a float's, else dequantised to float32."""
+    """Stored bytes as numbers: in their dtype if that is a float's, else dequantised to float32."""
     import gguf
 
     if kind.name == "BF16":
-        return torch.from_numpy(data.view("uint8").copy()).view(torch.bfloat16)
+        return torch.from_numpy(data.view("uint8")).view(torch.bfloat16)
     if kind.name in _AS_STORED:
-        return torch.from_numpy(data.copy())
+        return torch.from_numpy(data)
     return torch.from_numpy(gguf.quants.dequantize(data, kind))
 
 
