@@ -31,6 +31,7 @@ NAME = "plait_journal.jsonl"
 HASH = "xxh3_128"
 #: seconds between two writes of the journal, and so the work that a kill can cost
 INTERVAL = 1.0
+FINITE = "finite"  # what a key says of the values where they are checked
 _FORM = 1
 _BLOCK = 1 << 22  # bytes
 
@@ -106,6 +107,11 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _as_now(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """An earlier key; values that were checked serve a merge that lets any through."""
+    return {**then, "values": now["values"]} if then.get("values") == FINITE and "values" in now else dict(then)
+
+
 def digest(file: int, offset: int, nbytes: int) -> str:
     """The hash of these bytes of a file; of fewer where it ends earlier."""
     state = xxhash.xxh3_128()
@@ -129,7 +135,7 @@ class Journal:
         self._thread = threading.Thread(target=self._work, name="plait-journal", daemon=True)
         self.error: OSError | None = None
         found = read(self.path) if resume else None
-        changed = changes(found.key, key) if found and found.key else []
+        changed = changes(_as_now(found.key, key), key) if found and found.key else []
         if changed and not force:
             os.close(self._file)
             raise OutputError(
@@ -145,6 +151,8 @@ class Journal:
         try:
             if not self.record.key:
                 self._write({"plait_journal": _FORM, "for": key})
+            elif self.record.key != key:
+                self._write({"for": key})
             self._write({"pid": os.getpid()})
         except OSError:
             self.close(remove=not self.lines)

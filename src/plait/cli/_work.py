@@ -93,7 +93,8 @@ def _hint(out: str) -> Iterator[None]:
         record = read(Path(out, NAME))
         if record and record.pid == os.getpid() and not (isinstance(error, OutputError) and "--resume" in str(error)):
             words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
-            again = shlex.join(["plait", *words, "--resume"])
+            lax = ["--allow-nonfinite"] * ("--allow-nonfinite" in str(error))  # what else would stop there again
+            again = shlex.join(["plait", *words, "--resume", *lax])
             click.echo(f"{len(record.tensors)} tensors are finished and kept; to go on: {again}", err=True)
         raise
 

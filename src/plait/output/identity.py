@@ -13,6 +13,7 @@ from typing import Any
 
 import plait
 from plait.errors import MergeError
+from plait.journal import FINITE
 from plait.plan import Plan
 
 #: path -> what the system says of the file: inode, bytes, time of the last change in ns; None when it is gone
@@ -30,11 +31,13 @@ def options(plan: Plan) -> dict[str, Any]:
 
 def key(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the bytes of a merge with this provenance: equal keys mean equal bytes. A change is told by its part."""
+    chosen = {name: value for name, value in facts["options"].items() if name != "allow_nonfinite"}
     return {
         "recipe": hashlib.sha256(facts["recipe"].encode("utf-8", "surrogatepass")).hexdigest(),
         "tensors": facts["plan"],
         "seed": facts["seed"],
-        "options": facts["options"],
+        "options": chosen,
+        "values": "any" if facts["options"].get("allow_nonfinite") else FINITE,
         "model": {model["model"]: [model["revision"], model["fingerprint"]] for model in facts["models"]},
         "methods": facts["methods"],
         "versions": {"plait": facts["plait"], **facts["versions"]},
