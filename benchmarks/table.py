@@ -95,9 +95,8 @@ def _usual(found: dict[str, Any]) -> int:
 def caption(found: dict[str, Any]) -> str:
     return (
         f"{found['machine']}; {found.get('peer', 'no peer')}; inputs of {_usual(found) / 1e9:.2f} GB each in bfloat16, "
-        "in the page cache. Whole processes in turn, start-up included; medians of the pairs. Other work, a second series of "
-        "such runs among it, shared the cores, so that seconds are too long, of plait and of mergekit; CPU seconds and "
-        "memory say more."
+        "in the page cache. Whole processes in turn, start-up included, on a machine with nothing else to do; medians of the "
+        "pairs. plait ends when the output is on the disk (`fsync`), as the floor does; mergekit does not wait for that."
     )
 
 

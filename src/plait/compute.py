@@ -145,11 +145,11 @@ class Task:
     def _run_fused(self, check: bool) -> Iterator[tuple[int, memoryview]]:
         whole, (dtype, size) = self.whole(), kernels.DTYPES[self.dtype]
         added = self.is_delta and self.base is not None
-        for row, stop, piece in Stream(self).numbered(self.piece):
+        for row, stop, piece in Stream(self).numbered(self.piece, whole):
             if self.method.gives == "coefficients":
                 merged = fused.Merged(cast(list[Raw], piece.models), fused.SUM, whole)
             else:
-                merged = self.method(replace(piece, whole=whole), self.params)
+                merged = self.method(piece, self.params)
             nbytes = merged.inputs[0].span.entries * size
             out = fused.buffer("out", nbytes)
             if not merged.write(out.address, dtype, added) and check:
@@ -215,7 +215,7 @@ class Task:
             models = [base, *models]
         return Piece(models, base, row, self.seed, self.name, shape=self.shape, depth=self.depth)
 
-    def raw(self, row: int, stop: int, counters: Sequence[list[Any]]) -> Piece:
+    def raw(self, row: int, stop: int, counters: Sequence[list[Any]], whole: Any = None) -> Piece:
         """The inputs of rows [row, stop) as they are stored. `counters`: of this pass, a list for each model."""
         rows, columns = stop - row, self.columns
         start = row * columns
@@ -228,7 +228,7 @@ class Task:
             Raw(place, span, counted, self.memo.setdefault(i, {}))
             for i, (place, counted) in enumerate(zip(places[under:], counters, strict=True))
         ]
-        return Piece(cast(list[Tensor], inputs), None, row, self.seed, self.name, shape=self.shape, depth=self.depth)
+        return Piece(cast(list[Tensor], inputs), None, row, self.seed, self.name, whole, self.shape, self.depth)
 
     def _place(self, source: Stored, row: int, stop: int) -> Place:
         """Where the kernels find these rows; what a method ranks row by row they look at several times, so it is read here."""
@@ -280,11 +280,11 @@ class Stream:
         for _, _, piece in self.numbered(LOOK if self.task.streams else self.task.piece):
             yield piece
 
-    def numbered(self, size: int) -> Iterator[tuple[int, int, Piece]]:
-        """(first row, the row after the last, piece), pieces having about `size` entries."""
+    def numbered(self, size: int, whole: Any = None) -> Iterator[tuple[int, int, Piece]]:
+        """(first row, the row after the last, piece), pieces having about `size` entries; `whole`: what they are given."""
         counters: list[list[Any]] = [[] for _ in range(self.raw)]
         for row, stop in self.task.cuts(size):
-            yield row, stop, self.task.raw(row, stop, counters) if counters else self.task.read(row, stop)
+            yield row, stop, self.task.raw(row, stop, counters, whole) if counters else self.task.read(row, stop)
 
     def sample(self) -> list[tuple[int, int]]:
         rows, columns = TensorSpec("F32", self.task.shape).matrix

@@ -21,7 +21,7 @@ from plait.output.provenance import provenance
 from plait.output.sidefiles import clear, side_files
 from plait.output.whole import PROVENANCE, finished, json_text, refuse_other
 from plait.plan import Plan
-from plait.run import Progress, default_threads, run
+from plait.run import Progress, ahead, default_threads, run
 from plait.writer import Writer, check_output, reserved
 
 
@@ -75,6 +75,7 @@ def save(
     space = plan.nbytes - reserved(out, plan.shards)
     check_output(out, space, _inputs(plan), begins or perhaps)
     plan = fetch(plan, weights=not stream)
+    ahead(plan, plan.steps[:threads])
     beside = side_files(plan, copy_tokenizer)
     small = stamped(beside.copied.values())
     facts = {**provenance(plan, hash_inputs, beside.chat_template), "side_files": dict(beside.origins)}
