@@ -112,6 +112,7 @@ LAZY = {
     "transformers": {"merged", "demo"},
     "tokenizers": {"vocabulary"},
     "rich": {"cli", "demo"},
+    "pydantic_core": {"cli"},
 }
 
 
