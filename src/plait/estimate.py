@@ -160,7 +160,7 @@ def _pieces(plan: Plan, step: Step, piece: int) -> int:
     out = DTYPES[made.dtype].bits / 8
     if made.fused:
         found_out = made.method.first is not None and made.method.gives == "entries"
-        rows = (24 * columns + min(fused.MEMO, step.spec.numel) * len(step.inputs)) if made.unit == "row" else 0
+        rows = (32 * columns + min(fused.MEMO, step.spec.numel) * len(step.inputs)) if made.unit == "row" else 0
         return math.ceil(entries * (sum(inputs) + out)) + rows + (SEARCH * len(step.inputs) if found_out else 0)
     wide = 8 if made.double else 4
     if _whole(step):  # decompositions work in float64, on copies

@@ -552,19 +552,77 @@ static uint64_t *ordered(uint64_t *x, uint64_t *spare, int64_t n) {
     return x;
 }
 
-#define BINS 2048
+#define BINS 512
+#define UNSURE 64 /* one entry in so many may need a look at the whole row for its exact rank; else it is sorted */
 
-INLINE uint32_t bin_of(uint64_t key, float scale) { return (uint32_t)(bits_to_float((uint32_t)(key >> 32)) * scale); }
+/* Says of each entry of a row whether it is kept (1) or dropped (0) whatever its rank inside of its bin, or else 2; `limit` grows
+ * with the rank. */
+INLINE void by_bins(const int32_t *restrict bin, const uint32_t *restrict number, const uint32_t *restrict limit, int64_t columns,
+    uint8_t *restrict kept) {
+    uint32_t counts[2][BINS] = {{0}}, sum = 0;
+    struct {
+        uint32_t low, high;
+    } edge[BINS];
+    int64_t i = 0;
+    for (; i + 2 <= columns; i += 2) {
+        counts[0][bin[i]]++;
+        counts[1][bin[i + 1]]++;
+    }
+    if (i < columns) counts[0][bin[i]]++;
+    for (int c = 0; c < BINS; c++) {
+        edge[c].low = limit[sum < columns ? sum : columns - 1];
+        sum += counts[0][c] + counts[1][c];
+        edge[c].high = limit[sum ? sum - 1 : 0];
+    }
+    for (i = 0; i < columns; i++) {
+        uint32_t own = number[i], low = edge[bin[i]].low, high = edge[bin[i]].high;
+        kept[i] = (uint8_t)((own < low) + 2 * ((own >= low) & (own < high)));
+    }
+}
+
+/* entries of smaller magnitude, or of the same and before it */
+INLINE int64_t rank_of(const uint32_t *restrict key, int64_t columns, int64_t place) {
+    uint32_t own = key[place];
+    int32_t rank = 0;
+    for (int32_t i = 0; i < (int32_t)columns; i++) rank += key[i] < own;
+    for (int32_t i = 0; i < (int32_t)place; i++) rank += key[i] == own;
+    return rank;
+}
+
+/* a row's entries as (magnitude, place), in order: by magnitude into bins, which leaves little to be put right */
+INLINE const uint64_t *in_order(const uint32_t *key, const int32_t *bin, int64_t columns, uint64_t *pairs, uint64_t *other) {
+    int64_t most = 8 * columns, moves = most;
+    if (bin) {
+        uint32_t counts[BINS] = {0}, sum = 0;
+        for (int64_t i = 0; i < columns; i++) counts[bin[i]]++;
+        for (int c = 0; c < BINS; c++) {
+            uint32_t here = counts[c];
+            counts[c] = sum;
+            sum += here;
+        }
+        for (int64_t i = 0; i < columns; i++) pairs[counts[bin[i]]++] = (uint64_t)key[i] << 32 | (uint64_t)i;
+        moves = 0;
+    } else
+        for (int64_t i = 0; i < columns; i++) pairs[i] = (uint64_t)key[i] << 32 | (uint64_t)i;
+    for (int64_t i = 1; i < columns && moves < most; i++) {
+        uint64_t own = pairs[i];
+        int64_t to = i;
+        for (; to > 0 && pairs[to - 1] > own; to--, moves++) pairs[to] = pairs[to - 1];
+        pairs[to] = own;
+    }
+    return moves < most ? pairs : ordered(pairs, other, columns); /* it was not little */
+}
 
 /* 1 for the entries that are kept by chance and rank (see ops/drop.py): number < low + wide * rank, the rank of the magnitude in
- * its row going from 0 to 1, equal ones in the order of their place. `spare` has room for 6 rows of floats. */
+ * its row going from 0 to 1, equal ones in the order of their place. `spare` has room for 8 rows of floats. */
 FAST int plait_ranked(Group *g, int64_t rows, int64_t columns, double low, double wide, uint32_t key1, uint32_t key2,
     uint32_t first, uint64_t *spare, uint8_t *mask) {
     float base[STRIP], x[STRIP];
     Window window;
     int64_t end = 0;
-    uint64_t *keys = spare, *other = keys + columns;
-    uint32_t *limit = (uint32_t *)(other + columns), *number = limit + columns;
+    uint64_t *pairs = spare, *other = pairs + columns;
+    uint32_t *limit = (uint32_t *)(other + columns), *number = limit + columns, *key = number + columns;
+    int32_t *bin = (int32_t *)(key + columns);
     for (int64_t i = 0; i < columns; i++) {
         double rank = columns == 1 ? 0.5 : (double)i / (double)(columns - 1);
         double chance = ceil((rank * wide + low) * 0x1p24); /* of whole numbers up to 2^24 */
@@ -572,6 +630,7 @@ FAST int plait_ranked(Group *g, int64_t rows, int64_t columns, double low, doubl
     }
     for (int64_t row = 0; row < rows; row++) {
         uint32_t top = 0;
+        uint8_t *kept = mask + row * columns;
         for (int64_t at = 0, m; at < columns; at += m) {
             int64_t from = row * columns + at;
             if (from == end && !(end = look(g, &window, from, rows * columns))) return -1;
@@ -580,37 +639,31 @@ FAST int plait_ranked(Group *g, int64_t rows, int64_t columns, double low, doubl
             bottom(g, &window, from, m, base);
             bare(g, &window, 0, base, from, m, x);
             for (int64_t i = 0; i < m; i++) {
-                uint32_t key = float_to_bits(x[i]) & 0x7FFFFFFFu;
-                keys[at + i] = (uint64_t)key << 32 | (uint64_t)(at + i);
-                top = top > key ? top : key;
+                uint32_t own = float_to_bits(x[i]) & 0x7FFFFFFFu;
+                key[at + i] = own;
+                top = top > own ? top : own;
             }
-            for (int64_t i = 0; i < m; i++)
-                number[at + i] = scramble(scramble(first + (uint32_t)(from + i) + key1) + key2) >> 8;
+            for (int32_t i = 0; i < (int32_t)m; i++)
+                number[at + i] = scramble(scramble(first + (uint32_t)from + (uint32_t)i + key1) + key2) >> 8;
         }
-        /* by magnitude into bins of equal width, which leaves little to be put right */
-        uint64_t *k = keys;
+        /* bins of equal width decide most of them */
         float scale = (float)(BINS - 1) / bits_to_float(top);
-        int64_t most = 8 * columns, moves = most;
-        if (scale > 0 && scale < 0x1p100f) { /* else all are zeros, or tiny, or one is not finite */
-            moves = 0;
-            uint32_t counts[BINS] = {0}, sum = 0;
-            for (int64_t i = 0; i < columns; i++) counts[bin_of(keys[i], scale)]++;
-            for (int c = 0; c < BINS; c++) {
-                uint32_t here = counts[c];
-                counts[c] = sum;
-                sum += here;
+        int64_t unsure = 0;
+        int binned = scale > 0 && scale < 0x1p100f; /* else all are zeros, or tiny, or one is not finite */
+        if (binned) {
+            for (int64_t i = 0; i < columns; i++) bin[i] = (int32_t)(bits_to_float(key[i]) * scale);
+            by_bins(bin, number, limit, columns, kept);
+            for (int64_t i = 0; i < columns; i++) unsure += kept[i] >> 1;
+        }
+        if (binned && unsure <= columns / UNSURE) {
+            for (const uint8_t *at = kept; unsure; unsure--, at++) {
+                at = memchr(at, 2, (size_t)(kept + columns - at));
+                int64_t place = at - kept;
+                kept[place] = number[place] < limit[rank_of(key, columns, place)];
             }
-            for (int64_t i = 0; i < columns; i++) other[counts[bin_of(keys[i], scale)]++] = keys[i];
-            k = other;
+            continue;
         }
-        for (int64_t i = 1; i < columns && moves < most; i++) {
-            uint64_t own = k[i];
-            int64_t to = i;
-            for (; to > 0 && k[to - 1] > own; to--, moves++) k[to] = k[to - 1];
-            k[to] = own;
-        }
-        if (moves >= most) k = ordered(k, k == keys ? other : keys, columns); /* it was not little */
-        uint8_t *kept = mask + row * columns;
+        const uint64_t *k = in_order(key, binned ? bin : 0, columns, pairs, other);
         for (int64_t i = 0; i < columns; i++) {
             uint32_t place = (uint32_t)k[i];
             kept[place] = number[place] < limit[i];

@@ -231,7 +231,7 @@ def ranked(raw: Raw, low: float, wide: float, keys: tuple[int, int]) -> Raw:
     assert not raw.stages
     span = raw.span
     if span.start not in raw.memo:
-        mask, spare = (c_uint8 * span.entries)(), buffer("rank", 24 * span.columns)
+        mask, spare = (c_uint8 * span.entries)(), buffer("rank", 32 * span.columns)
         _run("ranked", [raw], span.rows, span.columns, low, wide, *keys, span.start, spare.address, mask)
         if sum(map(len, raw.memo.values())) + len(mask) > MEMO:
             return raw.masked(mask)
