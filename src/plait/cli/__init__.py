@@ -8,6 +8,7 @@ import os
 import pkgutil
 import signal
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,10 +27,10 @@ class Verbs(_show.Listed):
     """Finds its commands in this folder."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+        return list(_verbs())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in _verbs():
             return None
         command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
         return command
@@ -43,6 +44,11 @@ class Verbs(_show.Listed):
             guess = nearest(args[0], self.list_commands(ctx))
             ctx.fail(f"there is no verb {args[0]!r}" + (f"; did you mean {guess}?" if guess else ""))
         return super().resolve_command(ctx, args)
+
+
+@cache
+def _verbs() -> tuple[str, ...]:
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
