@@ -54,8 +54,11 @@ def save(plan: Any, out: str, options: Mapping[str, Any], **more: Any) -> Any:
     _fetching(plan, options["stream"], quiet)
     weights = sum(spec.nbytes for spec in plan.specs.values())
     gc.freeze()  # the plan stays: no need to look through it for garbage
-    with _hint(out), _show.progress(weights, "merging", quiet) as tell:
-        saved = Merge(plan).save(out, progress=tell, **{**how, "threads": threads, **more})
+    try:
+        with _hint(out), _show.progress(weights, "merging", quiet) as tell:
+            saved = Merge(plan).save(out, progress=tell, **{**how, "threads": threads, **more})
+    finally:
+        gc.unfreeze()
     if saved.untouched and not quiet:
         click.echo(f"{saved.out} holds this merge already, whole: every hash is right; nothing was written", err=True)
     elif saved.resumed and not quiet:
