@@ -24,10 +24,15 @@ from typing import Any
 
 import make
 import plait
+import plait.blocks
 import plait.journal
 from plait.cli import main
 
 plait.journal.INTERVAL = 0.001  # seconds: a merge of a blink is as long as an hour is with the usual one
+plait.blocks.SMALL, plait.blocks.BLOCK = (
+    1,
+    2 * plait.blocks.PAGE,
+)  # and its small tensors go to the disk as large ones do
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 CALLS = ("open", "pwrite", "write", "fsync", "fdatasync", "rename", "replace", "unlink", "mkdir", "posix_fallocate")
 

@@ -45,6 +45,7 @@ ROOMS = [
         "compute",
         "run",
         "journal",
+        "blocks",
         "writer",
         "estimate",
         "facts",

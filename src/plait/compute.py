@@ -25,10 +25,17 @@ from plait.types import DTYPES, TensorSpec
 
 _SAMPLED, _PLACES = 1 << 12, 32  # entries that a sample takes from one place, and from how many
 PIECE = 1 << 18  # entries of a piece: a few such float32 buffers fit into a core's cache
+ROOMY = 8  # bytes of the result for each entry of a piece, where it takes memory for its result only
 LOOK = 1 << 22  # entries of a piece that is only looked at, and takes no memory
 
+#: where a piece may be put, for whoever takes it to write: of its first row and its bytes; None: anywhere
+Room = Callable[[int, int], fused.Buffer | None]
 #: reads rows [start, stop) of one input in the matrix view; None for the whole tensor in its own shape
 Reader = Callable[[tuple[int, int] | None], Tensor]
+
+
+def _anywhere(row: int, nbytes: int) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class Stored:
     """An input as it lies in memory or in a file: its dtype's code, and what gives rows [row, stop) as (address, owner)."""
 
     dtype: str
-    rows: Callable[[int, int], tuple[int, Any]]
+    #: what is read from files goes into the buffer, if there is one, or into one of the thread's own
+    rows: Callable[[int, int, fused.Buffer | None], tuple[int, Any]]
     #: for a row its place in a file, if it has one: (descriptor, offset)
     place: Callable[[int], tuple[int, int]] | None = None
     #: the error where that file cannot be read: of errno, or 0 where it ended
@@ -78,13 +86,13 @@ class Task:
     stored: Sequence[Stored] = ()
     memo: dict[int, dict[int, Any]] = field(default_factory=dict, repr=False, compare=False)  # of `Raw` models
 
-    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
+    def run(self, check: bool = True, room: Room = _anywhere) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
         """The merged tensor from its first row to its last: (row, piece in the result's dtype, or its bytes).
 
         Bytes are lent until the next piece is asked for.
         """
         if self.fused:
-            yield from self._run_fused(check)
+            yield from self._run_fused(check, room)
             return
         if self.device is None:
             yield from self._run_tensors(check)
@@ -142,16 +150,16 @@ class Task:
             and kernels.library() is not None
         )
 
-    def _run_fused(self, check: bool) -> Iterator[tuple[int, memoryview]]:
+    def _run_fused(self, check: bool, room: Room) -> Iterator[tuple[int, memoryview]]:
         whole, (dtype, size) = self.whole(), kernels.DTYPES[self.dtype]
         added = self.is_delta and self.base is not None
-        for row, stop, piece in Stream(self).numbered(self.piece, whole):
+        for row, stop, piece in Stream(self).numbered(self.written, whole):
             if self.method.gives == "coefficients":
                 merged = fused.Merged(cast(list[Raw], piece.models), fused.SUM, whole)
             else:
                 merged = self.method(piece, self.params)
             nbytes = merged.inputs[0].span.entries * size
-            out = fused.buffer("out", nbytes)
+            out = room(row, nbytes) or fused.buffer("out", nbytes)
             if not merged.write(out.address, dtype, added) and check:
                 raise self._not_finite(row, stop)
             yield row, out.view[:nbytes]
@@ -236,13 +244,18 @@ class Task:
         if source.place and self.unit == "entry":
             file, offset = source.place(row)
             return Place(code, file=file, offset=offset, failed=source.failed)
-        address, owner = source.rows(row, stop)
+        address, owner = source.rows(row, stop, None)
         return Place(code, address, alive=owner)
 
     @property
     def streams(self) -> bool:
         """Whether a piece takes no memory, since the kernels read it from files window by window."""
         return self.fused and self.unit == "entry" and all(source.place for source in self.stored)
+
+    @property
+    def written(self) -> int:
+        """Entries of a piece that is written at once."""
+        return _roomy(self.piece, self.dtype) if self.streams else self.piece
 
     @property
     def is_delta(self) -> bool:
@@ -295,6 +308,10 @@ class Stream:
 
     def at(self, row: int, stop: int) -> Piece:
         return self.task.raw(row, stop, [[] for _ in range(self.raw)]) if self.raw else self.task.read(row, stop)
+
+
+def _roomy(piece: int, dtype: str) -> int:
+    return 8 * ROOMY * piece // DTYPES[dtype].bits
 
 
 def _finite(x: Tensor) -> bool:
@@ -358,7 +375,7 @@ def alone(task: Task) -> Task:
 def stored(dtype: str, reader: Reader) -> Stored:
     """An input that is given as tensors."""
 
-    def rows(row: int, stop: int) -> tuple[int, Tensor]:
+    def rows(row: int, stop: int, _into: object) -> tuple[int, Tensor]:
         x = reader((row, stop)).contiguous()
         return x.data_ptr(), x
 
@@ -389,14 +406,16 @@ class Copy:
     piece: int = PIECE
     stored: Sequence[Stored] = ()  # the inputs, where their bytes can be taken as they are
 
-    def run(self, check: bool = True) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
+    def run(self, check: bool = True, room: Room = _anywhere) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
         fused, place = self.fused, self.stored[0].place if self.stored else None
         for row, stop in self.cuts():
             if not fused:
                 yield row, self.rows(row, stop, None, check)
                 continue
-            got = [source.rows(row, stop) for source in self.stored]
+            into = room(row, self._nbytes(stop - row)) if place else None
+            got = [source.rows(row, stop, None if i else into) for i, source in enumerate(self.stored)]
             view = self._bytes([address for address, _ in got], stop - row, check)
+            view = into.view if into else view
             yield row, Stretch(view, *place(row)) if place else view
 
     @property
@@ -405,8 +424,11 @@ class Copy:
         plain = self.dtype in kernels.DTYPES or not DTYPES[self.dtype].floating
         return plain and {source.dtype for source in self.stored} == {self.dtype} and kernels.library() is not None
 
+    def _nbytes(self, rows: int) -> int:
+        return TensorSpec(self.dtype, (rows, TensorSpec("F32", self.shape).matrix[1])).nbytes
+
     def _bytes(self, inputs: Sequence[int], rows: int, check: bool) -> memoryview:
-        nbytes = TensorSpec(self.dtype, (rows, TensorSpec("F32", self.shape).matrix[1])).nbytes
+        nbytes = self._nbytes(rows)
         first, *others = inputs
         for source, other in zip(self.sources[1:], others, strict=True):
             if not fused.equal(first, other, nbytes):
@@ -419,7 +441,7 @@ class Copy:
 
     def cuts(self) -> Iterator[tuple[int, int]]:
         rows, columns = TensorSpec("F32", self.shape).matrix
-        step = max(1, self.piece // max(1, columns))
+        step = max(1, _roomy(self.piece, self.dtype) // max(1, columns))
         for row in range(0, rows if columns else 0, step):
             yield row, min(row + step, rows)
 

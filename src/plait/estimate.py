@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from plait.blocks import BLOCK, PAGE, WAITING
 from plait.checkpoint import held_nbytes
 from plait.checkpoint.directory import SafetensorsFiles
 from plait.checkpoint.dtypes import torch_dtype
@@ -22,7 +23,7 @@ from plait.matrices import is_matrix
 from plait.ops.pieces import block_rows
 from plait.plan import Plan, Step
 from plait.run import default_threads, task, workshop
-from plait.types import DTYPES
+from plait.types import DTYPES, TensorSpec
 
 WORKSPACE = 6  # float32 buffers of a piece that a method may hold besides its inputs
 SEARCH = 4 << 20  # bytes of counts and samples that the kernels hold for each model whose cut they look for
@@ -48,7 +49,8 @@ class Estimate:
 
 def memory(plan: Plan, threads: int, piece: int = PIECE) -> int:
     """Resident bytes of this process at the peak, while it runs the plan; of PyTorch and of the plan itself too."""
-    return resident() + ROOM + (TORCH if _needs_torch(plan) else 0) + threads * _largest(plan, threads, piece)
+    blocks = (threads + WAITING) * _block(plan, piece)
+    return resident() + ROOM + (TORCH if _needs_torch(plan) else 0) + threads * _largest(plan, threads, piece) + blocks
 
 
 def portions(plan: Plan, threads: int, limit: int | None) -> tuple[int, int]:
@@ -157,15 +159,26 @@ def _pieces(plan: Plan, step: Step, piece: int) -> int:
     entries = (stop - start) * columns
     if isinstance(made, Copy):
         return math.ceil(entries * sum(inputs))
-    out = DTYPES[made.dtype].bits / 8
     if made.fused:
         found_out = made.method.first is not None and made.method.gives == "entries"
         rows = (32 * columns + min(fused.MEMO, step.spec.numel) * len(step.inputs)) if made.unit == "row" else 0
-        return math.ceil(entries * (sum(inputs) + out)) + rows + (SEARCH * len(step.inputs) if found_out else 0)
+        read = fused.WINDOW * len(inputs) if made.streams else math.ceil(entries * sum(inputs))
+        return read + rows + (SEARCH * len(step.inputs) if found_out else 0)
     wide = 8 if made.double else 4
     if _whole(step):  # decompositions work in float64, on copies
         return math.ceil(entries * (sum(inputs) + wide * len(inputs) + 8 * (3 * len(inputs) + WORKSPACE)))
     return math.ceil(entries * (sum(inputs) + wide * (len(inputs) + WORKSPACE)))
+
+
+def _block(plan: Plan, piece: int) -> int:
+    """Bytes of what is written at once: of a block, or of a piece that is larger, having long rows."""
+    largest = BLOCK
+    for step in _kinds(plan).values():
+        made = task(plan, step, in_order=True, piece=piece)
+        cuts = made.cuts() if isinstance(made, Copy) else made.cuts(made.written)
+        rows = max((stop - start for start, stop in cuts), default=0) if made.fused else 0
+        largest = max(largest, TensorSpec(made.dtype, (rows, step.spec.matrix[1])).nbytes)
+    return largest + PAGE
 
 
 def _whole(step: Step) -> bool:
@@ -214,7 +227,7 @@ def _stored_run(made: Task, rows: int, columns: int, codes: Sequence[str]) -> Ca
         x = (noise.standard_normal((rows, columns)) * 0.02).astype("<f2" if code == "F16" else "<f4")
         if code == "BF16":
             x = (x.view("<u4") >> 16).astype("<u2")
-        return Stored(code, lambda row, stop: (x[row:stop].ctypes.data, x))
+        return Stored(code, lambda row, stop, _into: (x[row:stop].ctypes.data, x))
 
     sample = replace(made, shape=(rows, columns), stored=[stored(code) for code in codes])
 

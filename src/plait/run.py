@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from plait.checkpoint.dtypes import torch_dtype
@@ -29,6 +30,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 #: takes rows of an output tensor: (tensor's name, first row, piece or its bytes, which are lent)
 Sink = Callable[[str, int, Tensor | memoryview | Stretch], None]
+#: where a piece of a tensor may be put for the sink: (tensor's name, first row, bytes)
+Rooms = Callable[[str, int, int], fused.Buffer | None]
 #: is told the bytes of output that were done since the last call
 Progress = Callable[[int], None]
 
@@ -50,7 +53,7 @@ def task(
     if step.method is None:
         readers = [_reader(plan, i) for i in step.inputs]
         lent = [_stored(plan, source, i) for i, source in enumerate(step.inputs)] if in_order else ()
-        return Copy(step.name, step.spec.shape, readers, called, step.spec.dtype, piece=4 * piece, stored=lent)
+        return Copy(step.name, step.spec.shape, readers, called, step.spec.dtype, piece=piece, stored=lent)
     codes = {plan.spec_of(source).dtype for source in step.sources()} | {step.spec.dtype}
     return Task(
         name=step.name,
@@ -114,8 +117,8 @@ def _stored(plan: Plan, source: Input, number: int) -> Stored:
     file = opened.file(extent.path)
     stride, name = extent.spec.nbytes // max(1, extent.spec.matrix[0]), f"input {number}"
 
-    def rows(row: int, stop: int) -> tuple[int, None]:
-        buffer = fused.buffer(name, stride * (stop - row))
+    def rows(row: int, stop: int, into: fused.Buffer | None) -> tuple[int, None]:
+        buffer = into or fused.buffer(name, stride * (stop - row))
         opened.fill(extent.path, extent.offset + row * stride, buffer.view[: stride * (stop - row)])
         return buffer.address, None
 
@@ -151,6 +154,7 @@ def run(
     skip: Collection[str] = (),
     piece: int | None = None,
     devices: tuple[str, ...] = (),
+    rooms: Rooms = lambda name, row, nbytes: None,
 ) -> None:
     """Compute every tensor of the plan, but those to `skip`, and hand its pieces to `sink`, which must be thread-safe.
 
@@ -169,7 +173,7 @@ def run(
         made = task(plan, step, in_order=True, piece=size, device=place())
         if not (made.fused and all(_files(plan, source) for source in step.sources())):  # views compute with torch
             one_thread()
-        for row, piece in made.run(check):
+        for row, piece in made.run(check, partial(rooms, step.name)):
             if stop.is_set():
                 return
             sink(step.name, row, piece)

@@ -16,9 +16,11 @@ from typing import Any
 
 import xxhash
 
+from plait.blocks import SMALL, Disk, File, Flow, past_cache
 from plait.compute import Stretch
 from plait.errors import OutputError, reason
 from plait.journal import Journal, Record, digest
+from plait.kernels.fused import Buffer
 from plait.layout import Shard
 from plait.lazy import Tensor, torch
 from plait.types import TensorSpec
@@ -96,14 +98,15 @@ class Writer:
     ) -> None:
         self.out, self._shards, self._specs = out, shards, specs
         self._key, self._resume, self._force = key, resume, force
-        self._files: dict[str, int] = {}
-        self._place: dict[str, tuple[int, int]] = {}
+        self._files: dict[str, File] = {}
+        self._place: dict[str, tuple[File, int]] = {}
         self._strides = {name: spec.nbytes // (spec.matrix[0] or 1) for name, spec in specs.items()}
         self._begun: dict[str, Path] = {}  # shard -> where it lies until all are finished
         self._made: list[Path] = []
         self._states: dict[str, _State] = {}
         self._lock = threading.Lock()
         self._turns: dict[int, threading.Lock] = {}  # of a shard's descriptor
+        self._disk = Disk()
         self._journal: Journal | None = None
         self.hashes: dict[str, str] = {}
         self.kept: frozenset[str] = frozenset()
@@ -133,46 +136,66 @@ class Writer:
             final.replace(path)  # it was renamed before the merge stopped
         anew = os.O_CREAT | (0 if record.tensors else os.O_TRUNC)
         file = os.open(path, os.O_RDWR | anew | getattr(os, "O_CLOEXEC", 0), 0o666)
-        self._begun[shard.filename], self._files[shard.filename] = path, file
+        self._begun[shard.filename], self._files[shard.filename] = path, (opened := File(file, past_cache(path)))
         self._turns[file] = threading.Lock()
-        self._place.update({name: (file, offset) for name, offset in shard.offsets.items()})
+        self._place.update({name: (opened, offset) for name, offset in shard.offsets.items()})
         if os.fstat(file).st_size > shard.nbytes:
             os.ftruncate(file, shard.nbytes)
         _reserve(file, shard.nbytes)
-        _write(file, memoryview(shard.header), 0)
+        opened.write(memoryview(shard.header), 0)
 
     def _found(self, recorded: Mapping[str, str]) -> dict[str, str]:
         """The recorded tensors whose bytes are on the disk."""
         known = [name for name in recorded if name in self._place]
         with ThreadPoolExecutor(2) as pool:
-            hashed = pool.map(lambda name: digest(*self._place[name], self._specs[name].nbytes), known)
+            hashed = pool.map(self._digest, known)
             return {name: found for name, found in zip(known, hashed, strict=True) if found == recorded[name]}
+
+    def _digest(self, name: str) -> str:
+        file, offset = self._place[name]
+        return digest(file.plain, offset, self._specs[name].nbytes)
+
+    def room(self, name: str, row: int, nbytes: int) -> Buffer | None:
+        """Where the rows of a tensor, from `row` on, may be put before they are written, which saves a copy; None: anywhere."""
+        state = self._state(name)
+        return state.flow.room(nbytes) if state.flow and state.at == row * self._strides[name] else None
 
     def write(self, name: str, row: int, piece: Tensor | memoryview | Stretch) -> None:
         """Put the rows of a tensor, from `row` on, in their place."""
         file, offset = self._place[name]
-        stride = self._strides[name]
+        at = row * self._strides[name]
         if isinstance(piece, Tensor):
             piece = memoryview(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        at = offset + row * stride
+        view = piece.view if isinstance(piece, Stretch) else piece
+        state = self._state(name)
+        follows = state.at == at  # else a thread has overtaken another
         try:
-            with self._turns[file]:  # systems let one thread at a time write a file, and have the others spin
-                if isinstance(piece, Stretch):
-                    _copy(piece, file, at)
-                else:
-                    _write(file, piece, at)
-            piece = piece.view if isinstance(piece, Stretch) else piece
-            if self._journal and self._journal.error:
-                raise self._journal.error
-            self._account(name, row * stride, piece)
+            if state.flow and follows:
+                state.flow.add(view)
+            else:
+                with self._turns[file.plain]:  # systems let one thread at a time write a file, and have the others spin
+                    if isinstance(piece, Stretch):
+                        _copy(piece, file, offset + at)
+                    else:
+                        file.write(view.cast("B"), offset + at)
+            for error in (self._disk.error, self._journal.error if self._journal else None):
+                if error:
+                    raise error
+            self._account(name, state, view, follows)
         except OSError as error:
             raise _failed(self.out, error) from error
 
-    def _account(self, name: str, at: int, data: memoryview) -> None:
-        """Hash what was written, in order as it comes, or from the disk once it is all there."""
+    def _state(self, name: str) -> _State:
         with self._lock:
-            state = self._states.setdefault(name, _State())
-            follows = state.at == at
+            if name not in self._states:
+                (file, offset), nbytes = self._place[name], self._specs[name].nbytes
+                flows = file.direct >= 0 and nbytes >= SMALL
+                self._states[name] = state = _State()
+                state.flow = Flow(self._disk, file, offset, lambda: self._done(name, state)) if flows else None
+            return self._states[name]
+
+    def _account(self, name: str, state: _State, data: memoryview, follows: bool) -> None:
+        """Hash what was handed over, in order as it comes, or from the disk once it is all there."""
         if follows:
             state.hashed.update(data)
         with self._lock:
@@ -181,14 +204,21 @@ class Writer:
             if state.done < self._specs[name].nbytes:
                 return
             del self._states[name]
-        nbytes = self._specs[name].nbytes
-        self.hashes[name] = state.hashed.hexdigest() if state.at == nbytes else digest(*self._place[name], nbytes)
+        if state.flow:
+            state.flow.end()
+        else:
+            self._done(name, state)
+
+    def _done(self, name: str, state: _State) -> None:
+        """All of a tensor was written."""
+        hashed = state.hashed.hexdigest() if state.at == self._specs[name].nbytes else self._digest(name)
+        self.hashes[name] = hashed
         if self._journal:
-            self._journal.done(name, self.hashes[name])
+            self._journal.done(name, hashed)
 
     def _sync(self) -> None:
         for file in self._files.values():
-            os.fdatasync(file) if hasattr(os, "fdatasync") else os.fsync(file)
+            os.fdatasync(file.plain) if hasattr(os, "fdatasync") else os.fsync(file.plain)
 
     def finish(self, before: Callable[[], None] = lambda: None) -> list[Path]:
         """Make the shards durable, do `before`, remove stale weights, and give the new ones their names. Returns their paths.
@@ -196,13 +226,16 @@ class Writer:
         `before` removes what would be wrong beside the new weights. From here on only `close` ends the merge.
         """
         assert self._journal
-        self.hashes |= {name: digest(*self._place[name], 0) for name in self._place if name not in self.hashes}
+        self._disk.finish()
         try:
+            if self._disk.error:
+                raise self._disk.error
+            self.hashes |= {name: self._digest(name) for name in self._place if name not in self.hashes}  # empty ones
             for file in self._files.values():
-                os.fsync(file)
+                os.fsync(file.plain)
             self._journal.whole()
             while self._files:
-                os.close(self._files.popitem()[1])
+                self._files.popitem()[1].close()
             before()
             for stale in {path for pattern in WEIGHTS for path in self.out.glob(pattern)} - {*self._begun.values()}:
                 stale.unlink()
@@ -234,6 +267,7 @@ class Writer:
 
     def _abandon(self, mine: bool = True) -> None:
         """Leave what can be taken up again; remove what cannot, and folders that were made for it."""
+        self._disk.finish()
         journal, self._journal = self._journal, None
         if journal:
             journal.stop()
@@ -242,7 +276,7 @@ class Writer:
             with suppress(OSError):
                 journal.flush()
         for file in self._files.values():
-            os.close(file)
+            file.close()
         if not keep:
             for path in self._begun.values():
                 path.unlink(missing_ok=True)
@@ -263,6 +297,7 @@ class _State:
     hashed: Any = field(default_factory=xxhash.xxh3_128)
     at: int = 0
     done: int = 0
+    flow: Flow | None = None
 
 
 def fsync(path: Path) -> None:
@@ -299,19 +334,12 @@ def _reserve(file: int, nbytes: int) -> None:
     os.ftruncate(file, nbytes)
 
 
-def _write(file: int, view: memoryview, offset: int) -> None:
-    view = view.cast("B")
-    while view:
-        done = os.pwrite(file, view, offset)
-        view, offset = view[done:], offset + done
-
-
-def _copy(piece: Stretch, file: int, offset: int) -> None:
+def _copy(piece: Stretch, file: File, offset: int) -> None:
     """Let the system copy from file to file: file systems that can share the blocks do. Where it cannot, write the bytes."""
     done = 0
     while done < piece.nbytes and hasattr(os, "copy_file_range"):
         try:
-            got = os.copy_file_range(piece.file, file, piece.nbytes - done, piece.offset + done, offset + done)
+            got = os.copy_file_range(piece.file, file.plain, piece.nbytes - done, piece.offset + done, offset + done)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM):
                 raise
@@ -320,7 +348,7 @@ def _copy(piece: Stretch, file: int, offset: int) -> None:
             break
         done += got
     if done < piece.nbytes:
-        _write(file, piece.view[done:], offset + done)
+        file.write(piece.view[done:], offset + done)
 
 
 def _failed(out: Path, error: OSError) -> OutputError:

@@ -271,7 +271,7 @@ def _source(place: Place, number: int) -> _Source:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory that a thread keeps from piece to piece."""
+    """Memory that may be written to."""
 
     address: int
     view: memoryview = field(repr=False)
@@ -285,8 +285,13 @@ def buffer(name: str, nbytes: int) -> Buffer:
     held: dict[str, Buffer] = _kept.__dict__.setdefault("held", {})
     if name not in held or len(held[name].view) < nbytes:
         block = mmap(-1, max(nbytes, 1))
-        held[name] = Buffer(ctypes.addressof(c_uint8.from_buffer(block)), memoryview(block))
+        held[name] = within(block, 0, len(block))
     return held[name]
+
+
+def within(memory: mmap, at: int, nbytes: int) -> Buffer:
+    """A part of some memory."""
+    return Buffer(ctypes.addressof(c_uint8.from_buffer(memory)) + at, memoryview(memory)[at : at + nbytes])
 
 
 def view(address: int, nbytes: int) -> memoryview:

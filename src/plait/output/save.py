@@ -115,6 +115,7 @@ def save(
                 skip=writer.kept,
                 piece=None if places else piece,
                 devices=places,
+                rooms=writer.room,
             )
         finally:
             writer.discard = True
