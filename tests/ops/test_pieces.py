@@ -68,7 +68,9 @@ def test_gram_is_the_matrix_of_inner_products():
     """G[i, j] is the float64 inner product, to its rounding."""
     x = models(500, 300)
     flat = torch.stack([v.reshape(-1) for v in x]).double()
-    torch.testing.assert_close(torch.from_numpy(gram(Cut(x, 17))), flat @ flat.T, rtol=1e-13, atol=1e-8)
+    torch.testing.assert_close(
+        torch.tensor(gram(Cut(x, 17)), dtype=torch.float64), flat @ flat.T, rtol=1e-13, atol=1e-8
+    )
 
 
 def test_l1_factors_bring_back_the_norm():

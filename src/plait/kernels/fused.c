@@ -368,13 +368,13 @@ SUMS(products_of, wide, k * (k + 1) / 2, PAIRS own[h][c] += e[a] * e[b];)
 SUMS(squares_of, wide, k, EACH own[h][j] += e[j] * e[j];)
 SUMS(lengths_of, magnitude, k, EACH own[h][j] += e[j];)
 
-INLINE void products(int k, float (*x)[STRIP], int64_t m, Doubles (*lane)[2]) {
+CONTRACTED static void products(int k, float (*x)[STRIP], int64_t m, Doubles (*lane)[2]) {
 #define BODY(k) products_of(k, x, m, lane)
     FOR_COUNT(k, BODY)
 #undef BODY
 }
 
-INLINE void squares(int k, float (*x)[STRIP], int64_t m, Doubles (*lane)[2]) {
+CONTRACTED static void squares(int k, float (*x)[STRIP], int64_t m, Doubles (*lane)[2]) {
 #define BODY(k) squares_of(k, x, m, lane)
     FOR_COUNT(k, BODY)
 #undef BODY

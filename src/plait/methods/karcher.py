@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from plait.lazy import np
 from plait.method import method, param
-from plait.ops.gram import gram, silently
+from plait.ops.gram import Matrix, gram, silently
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Matrix = NDArray[np.float64]
+    Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class Params:
 
 @method(Params, first=gram, gives="coefficients", raw=True)
 @silently
-def karcher(p: Params, products: Matrix) -> list[float]:
-    if len(products) == 1:
+def karcher(p: Params, inner: Matrix) -> list[float]:
+    if len(inner) == 1:
         return [1.0]
+    products = np.array(inner)
     norms = np.sqrt(products.diagonal())
     some = norms > p.tol
     coefficients = np.zeros_like(norms)
@@ -45,10 +46,10 @@ def karcher(p: Params, products: Matrix) -> list[float]:
     return [float(c) for c in coefficients]
 
 
-def _mean(cosines: Matrix, p: Params) -> Matrix:
+def _mean(cosines: Array, p: Params) -> Array:
     """The Karcher mean of unit vectors, as coefficients of them, from their inner products."""
 
-    def length(v: Matrix) -> float:
+    def length(v: Array) -> float:
         return math.sqrt(max(0.0, float(v @ cosines @ v)))
 
     share = 1 / len(cosines)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plait.lazy import np
 from plait.method import Survey, method, param
 from plait.ops.cutoff import Chain
 from plait.ops.gram import gram
@@ -33,7 +32,7 @@ def _first(pieces: Pieces, p: Params) -> list[float]:
 
 
 def _squares(pieces: Pieces) -> list[float]:
-    return [float(square) for square in np.diagonal(gram(pieces))]
+    return [products[i] for i, products in enumerate(gram(pieces))]
 
 
 _survey = Survey(lambda p: "norms" if p.over == "model" else None, lambda tensors, _: _squares(Chain(tensors)))

@@ -12,18 +12,15 @@ Reference: Jang et al., Model Stock, https://arxiv.org/abs/2403.19522
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
-from plait.lazy import Tensor, np, torch
+from plait.lazy import Tensor, torch
 from plait.method import method, param
 from plait.ops.combine import weighted_sum
-from plait.ops.gram import gram, silently
+from plait.ops.gram import Matrix, gram
 from plait.ops.pieces import Piece, Pieces
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -31,21 +28,18 @@ class Params:
     filter_wise: bool = param("Take each row as a vector, instead of the whole tensor.", default=False)
 
 
-@silently
-def _share(products: NDArray[np.float64]) -> NDArray[np.float64]:
-    """t / n, from inner products `[..., models, models]`."""
-    n = products.shape[-1]
-    norms = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1))
-    cosines = products / np.maximum(norms[..., :, None] * norms[..., None, :], 1e-6)
-    pairs = [np.clip(cosines[..., i, j], -1, 1) for i, j in combinations(range(n), 2)]
-    c = np.mean(pairs, axis=0)
+def _share(products: Matrix) -> float:
+    """t / n, from the inner products of n models."""
+    n = len(products)
+    norms = [math.sqrt(products[i][i]) for i in range(n)]
+    cosines = [products[i][j] / max(norms[i] * norms[j], 1e-6) for i, j in combinations(range(n), 2)]
+    c = sum(x if math.isnan(x) else max(-1.0, min(1.0, x)) for x in cosines) / len(cosines)
     divisor = 1 + (n - 1) * c
-    none = np.abs(divisor) < 1e-6
-    return np.where(none, 0.0, c / np.where(none, 1.0, divisor))
+    return 0.0 if abs(divisor) < 1e-6 else c / divisor
 
 
 def _first(pieces: Pieces, p: Params) -> float | None:
-    return None if p.filter_wise else float(_share(gram(pieces)))
+    return None if p.filter_wise else _share(gram(pieces))
 
 
 @method(
@@ -61,5 +55,7 @@ def model_stock(piece: Piece, p: Params) -> Tensor:
     if not p.filter_wise:
         return weighted_sum(piece.models, [piece.whole] * len(piece.models))
     rows = torch.stack(piece.models, dim=-2).double()  # [rows, models, columns]
-    share = torch.from_numpy(_share((rows @ rows.mT).cpu().numpy())).to(rows.device)
+    share = torch.tensor(
+        [_share(products) for products in (rows @ rows.mT).tolist()], dtype=rows.dtype, device=rows.device
+    )
     return (share[:, None] * rows.sum(-2)).to(piece.models[0].dtype)

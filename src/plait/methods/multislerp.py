@@ -14,14 +14,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from plait.lazy import np
 from plait.method import PerModel, method, param
-from plait.ops.gram import gram, silently
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from plait.ops.gram import Matrix, gram, silently
 
 
 @dataclass(frozen=True)
@@ -40,9 +36,10 @@ class Params:
 
 @method(Params, space="delta", base="optional", first=gram, gives="coefficients", raw=True)
 @silently
-def multislerp(p: Params, products: NDArray[np.float64]) -> list[float]:
+def multislerp(p: Params, inner: Matrix) -> list[float]:
     if len(p.weight) == 1:
         return [1.0]
+    products = np.array(inner)
     divisor = sum(p.weight) if p.normalize_weights else 1.0
     weights = np.array(p.weight) / divisor
     norms = np.sqrt(products.diagonal())

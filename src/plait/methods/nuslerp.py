@@ -35,8 +35,8 @@ def _unit(p: Params) -> str:
 def _first(pieces: Pieces, p: Params) -> list[float] | None:
     if not p.nuslerp_flatten:
         return None
-    products = gram(pieces)
-    first, second = _on_the_arc(np, products[0, 0], products[1, 1], products[0, 1], p)
+    (square1, product), (_, square2) = gram(pieces)
+    first, second = _on_the_arc(np, np.float64(square1), np.float64(square2), np.float64(product), p)
     return [float(first), float(second)]
 
 

@@ -11,14 +11,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from plait.lazy import np
 from plait.method import method, param
-from plait.ops.gram import gram, silently
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from plait.ops.gram import Matrix, gram
 
 
 @dataclass(frozen=True)
@@ -27,10 +22,9 @@ class Params:
 
 
 @method(Params, base="required", inputs=(1, 1), first=gram, gives="coefficients", raw=True)
-@silently
-def slerp(p: Params, products: NDArray[np.float64]) -> list[float]:
-    norms = [n if n > 1e-8 else 1.0 for n in np.sqrt(products.diagonal()).tolist()]
-    cosine = max(-1.0, min(1.0, float(products[0, 1]) / (norms[0] * norms[1])))
+def slerp(p: Params, products: Matrix) -> list[float]:
+    norms = [n if (n := math.sqrt(products[i][i])) > 1e-8 else 1.0 for i in range(2)]
+    cosine = max(-1.0, min(1.0, products[0][1] / (norms[0] * norms[1])))
     if abs(cosine) > 0.9995:
         return [1 - p.t, p.t]
     angle = math.acos(cosine)

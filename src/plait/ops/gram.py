@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from plait import kernels
 from plait.kernels import fused
 from plait.lazy import Tensor, np, torch
 from plait.ops.pieces import Pieces, added, raw_sums, stored, total
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+#: inner products, one row for each model: plain numbers, as loading numpy takes longer than what most methods do with them
+Matrix = list[list[float]]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,8 +30,8 @@ def silently(function: Callable[P, T]) -> Callable[P, T]:
     return quiet
 
 
-def gram(pieces: Pieces, _params: object = None) -> NDArray[np.float64]:
-    """G[i, j] = <x_i, x_j> over the whole tensor, for the models of the pieces in their order; `[models, models]`."""
+def gram(pieces: Pieces, _params: object = None) -> Matrix:
+    """G[i][j] = <x_i, x_j> over the whole tensor, for the models of the pieces in their order."""
 
     def products(block: list[Tensor]) -> Tensor:
         if kernels.suit(*block):
@@ -44,10 +44,11 @@ def gram(pieces: Pieces, _params: object = None) -> NDArray[np.float64]:
     for piece in pieces:
         raw = stored(piece.models)
         if raw is None:
-            return total(pieces, products).numpy()
+            whole: Matrix = total(pieces, products).tolist()
+            return whole
         parts += raw_sums(raw, fused.PRODUCTS)
         k = len(raw)
-    found = np.empty((k, k))
+    found = [[0.0] * k for _ in range(k)]
     for (a, b), value in zip(combinations_with_replacement(range(k), 2), added(parts), strict=True):
-        found[a, b] = found[b, a] = value
+        found[a][b] = found[b][a] = value
     return found
