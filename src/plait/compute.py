@@ -84,7 +84,7 @@ class Task:
     survey: Callable[[], Any] = lambda: None  # what the method knows of the whole model
     #: the base, if there is one, and the models, for the kernels; empty where pieces are asked for at will
     stored: Sequence[Stored] = ()
-    memo: dict[int, dict[int, Any]] = field(default_factory=dict, repr=False, compare=False)  # of `Raw` models
+    memo: dict[int, fused.Memo] = field(default_factory=dict, repr=False, compare=False)  # of `Raw` models
 
     def run(self, check: bool = True, room: Room = _anywhere) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
         """The merged tensor from its first row to its last: (row, piece in the result's dtype, or its bytes).
@@ -231,7 +231,7 @@ class Task:
             rows, columns = 1, rows
         places = [self._place(source, row, stop) for source in self.stored]
         under = self.base is not None and self.is_delta
-        span = Span(rows, columns, start, places[0] if under else None)
+        span = Span(rows, columns, start, TensorSpec("F32", self.shape).numel, places[0] if under else None)
         inputs = [
             Raw(place, span, counted, self.memo.setdefault(i, {}))
             for i, (place, counted) in enumerate(zip(places[under:], counters, strict=True))

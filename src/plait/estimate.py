@@ -26,7 +26,7 @@ from plait.run import default_threads, task, workshop
 from plait.types import DTYPES, TensorSpec
 
 WORKSPACE = 6  # float32 buffers of a piece that a method may hold besides its inputs
-SEARCH = 4 << 20  # bytes of counts and samples that the kernels hold for each model whose cut they look for
+SEARCH = fused.DRAWN  # bytes that a first pass leaves of each model; counts and samples of a cut take less
 TORCH = 260 << 20  # resident bytes that loading PyTorch takes
 ROOM = (
     20 << 20

@@ -12,6 +12,7 @@ from torch import Tensor
 from methods.settings import values
 from plait import kernels
 from plait.compute import merge_tensors
+from plait.kernels import fused
 from plait.method import bind
 from plait.methods import registry
 from plait.ops.pieces import BLOCK
@@ -113,3 +114,21 @@ def test_only_what_suits() -> None:
     assert kernels.suit(torch.ones(4, 4))
     assert not kernels.suit(torch.ones(4, 4).double())
     assert not kernels.suit(torch.ones(4, 4).T[:, ::2])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 961), (400, 500), (70, 5003), (130, 16 * 97), (5, 70_000)])
+@pytest.mark.parametrize("piece", [1, 5000, 1 << 16, 1 << 22])
+def test_what_was_drawn(rows: int, columns: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first pass dropped is what the second drops, whether it remembers it, draws anew, or PyTorch does."""
+    method, base = registry()["dare_linear"], noise((rows, columns), 0)
+    models = [base + noise((rows, columns), i + 1) for i in range(3)]
+    params = bind(method, {"weight": [0.5, 1.0, 2.0], "density": [0.3, 0.9, 0.0]})
+
+    def merged() -> Tensor:
+        return merge_tensors(method, params, models, base, seed=7, piece=piece)
+
+    remembered, plain = merged(), without(monkeypatch, merged)
+    monkeypatch.setattr(fused, "MEMO", 0)
+    assert same(remembered, merged())
+    torch.testing.assert_close(remembered, plain, rtol=3e-7, atol=1e-6)
+    assert torch.equal(remembered != base, plain != base)

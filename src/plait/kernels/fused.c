@@ -11,12 +11,18 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum { KEEP, CUT, DROP, SCALE, MASK };
+#define LANE 16 /* entries whose bits lie side by side in words of their own; the next LANE have the words' next bits */
+typedef struct {
+    int64_t count, _[7];                   /* entries of the tensor, from the first on, of which is known if they are kept */
+    uint32_t words[][LANE];                /* one for WORD * LANE entries */
+} Drawn;
 typedef struct {
     int32_t kind;
     float value;                 /* KEEP and CUT: a magnitude; DROP: the density; SCALE: the factor */
     int64_t *left;               /* KEEP and CUT: how many entries of that magnitude are still kept; counted down */
     const uint8_t *mask;         /* MASK: 1 for what is kept */
     uint32_t key1, key2, low, _; /* DROP: keys, and the first entry's number */
+    Drawn *drawn;                /* DROP: what is remembered for the next pass, or null */
 } Stage;
 typedef struct {
     char *data;          /* the first entry; of what is in a file, room for a window */
@@ -47,19 +53,23 @@ typedef struct {
     int32_t shift, input; /* -1: the variance over all inputs */
 } Bracket;
 
+/* out = x, or x - base, in one pass */
+#define TAKE(type, value)                                                  \
+    do {                                                                   \
+        const type *in = (const type *)data + at;                          \
+        if (base)                                                          \
+            for (int64_t i = 0; i < m; i++) out[i] = (value) - base[i];    \
+        else                                                               \
+            for (int64_t i = 0; i < m; i++) out[i] = (value);              \
+    } while (0)
+
 INLINE void take(const void *data, int dtype, const float *restrict base, int64_t at, int64_t m, float *restrict out) {
-    if (dtype == F32) {
-        const float *in = (const float *)data + at;
-        for (int64_t i = 0; i < m; i++) out[i] = in[i];
-    } else if (dtype == BF16) {
-        const uint16_t *in = (const uint16_t *)data + at;
-        for (int64_t i = 0; i < m; i++) out[i] = bits_to_float((uint32_t)in[i] << 16);
-    } else {
-        const _Float16 *in = (const _Float16 *)data + at;
-        for (int64_t i = 0; i < m; i++) out[i] = (float)in[i];
-    }
-    if (base)
-        for (int64_t i = 0; i < m; i++) out[i] -= base[i];
+    if (dtype == F32)
+        TAKE(float, in[i]);
+    else if (dtype == BF16)
+        TAKE(uint16_t, bits_to_float((uint32_t)in[i] << 16));
+    else
+        TAKE(_Float16, (float)in[i]);
 }
 
 /* turns x into 1 where it is above the cutoff, 0 elsewhere; or 0 and 1. With `times`, multiplies x by that instead */
@@ -81,6 +91,58 @@ INLINE void cut(float *x, int64_t m, float value, int64_t *left, int inverse, in
         }
 }
 
+typedef uint32_t Words __attribute__((vector_size(4 * LANE), aligned(4), may_alias));
+typedef float Strand __attribute__((vector_size(4 * LANE), aligned(4), may_alias));
+typedef int32_t Signs __attribute__((vector_size(4 * LANE)));
+
+INLINE Words scrambled(Words x) {
+    x ^= x >> 16;
+    x *= 0x21F0AAADu;
+    x ^= x >> 15;
+    x *= 0xD35A2D97u;
+    x ^= x >> 15;
+    return x;
+}
+
+/* x times `yes` where all bits of `kept` are set, `no` where none is */
+INLINE void choose(float *x, Words kept, uint32_t yes, uint32_t no) {
+    *(Strand *)x *= (Strand)((kept & yes) | (~kept & no));
+}
+
+/* x times 1 or 0, by chance, times `scale`: x * 0 * scale is x * (0 * scale), signs and NaN included. What was drawn in an
+ * earlier pass is not drawn again. x has room for whole LANEs. */
+INLINE void drop(const Stage *s, float scale, float *restrict x, int64_t at, int64_t m) {
+    double threshold = ceil((double)s->value * 0x1p24); /* number / 2^24 < density, in whole numbers */
+    uint32_t limit = threshold <= 0 ? 0 : (uint32_t)threshold << 8;
+    uint32_t key1 = s->key1, key2 = s->key2, low = s->low + (uint32_t)at;
+    float yes = 1.0f * scale, no = 0.0f * scale;
+    int64_t first = (int64_t)s->low + at, known = s->drawn && first % LANE == 0 ? s->drawn->count : -1;
+    if (first + m <= known) {
+        for (int64_t i = 0; i < m; i += LANE) {
+            int64_t lane = (first + i) / LANE;
+            Words words = *(const Words *)s->drawn->words[lane / WORD];
+            choose(x + i, (Words)((Signs)(words << (WORD - 1 - lane % WORD)) >> (WORD - 1)), float_to_bits(yes), float_to_bits(no));
+        }
+    } else if (first == known) {
+        Words count, words = {0};
+        for (uint32_t l = 0; l < LANE; l++) count[l] = low + l + key1;
+        for (int64_t i = 0; i < m; i += LANE, count += LANE) {
+            int64_t lane = (first + i) / LANE;
+            Words *to = (Words *)s->drawn->words[lane / WORD];
+            Words kept = (Words)(scrambled(scrambled(count) + key2) < limit);
+            if (i == 0 || lane % WORD == 0) words = *to;
+            words |= kept & (uint32_t)1 << lane % WORD;
+            if (i + LANE >= m || lane % WORD == WORD - 1) *to = words;
+            choose(x + i, kept, float_to_bits(yes), float_to_bits(no));
+        }
+        s->drawn->count += m;
+    } else
+        for (int32_t i = 0; i < (int32_t)m; i++) {
+            uint32_t bits = scramble(scramble(low + (uint32_t)i + key1) + key2);
+            x[i] *= bits < limit ? yes : no;
+        }
+}
+
 /* `scale` is that of a SCALE which follows; only DROP takes it over */
 INLINE void stage(const Stage *s, float scale, float *restrict x, int64_t at, int64_t m) {
     if (s->kind == KEEP) {
@@ -93,16 +155,8 @@ INLINE void stage(const Stage *s, float scale, float *restrict x, int64_t at, in
     } else if (s->kind == MASK) {
         const uint8_t *mask = s->mask + at;
         for (int64_t i = 0; i < m; i++) x[i] *= (float)mask[i];
-    } else { /* number / 2^24 < density, in whole numbers */
-        double threshold = ceil((double)s->value * 0x1p24);
-        uint32_t limit = threshold <= 0 ? 0 : (uint32_t)threshold << 8;
-        uint32_t key1 = s->key1, key2 = s->key2, low = s->low + (uint32_t)at;
-        float yes = 1.0f * scale, no = 0.0f * scale; /* x * 0 * scale is x * (0 * scale), signs and NaN included */
-        for (int32_t i = 0; i < (int32_t)m; i++) {
-            uint32_t bits = scramble(scramble(low + (uint32_t)i + key1) + key2);
-            x[i] *= bits < limit ? yes : no;
-        }
-    }
+    } else
+        drop(s, scale, x, at, m);
 }
 
 #define SIZE(dtype) ((dtype) == F32 ? 4 : 2)

@@ -20,6 +20,7 @@ MOST = 16  # inputs of one tensor
 WINDOW = 4 * 32 * 960  # bytes of an input that are read from its file at once, at most
 STAGES = 3  # of one input
 MEMO = 1 << 24  # bytes that are remembered of one input until its tensor is done
+DRAWN = 1 << 23  # bytes of these that say which entries were drawn
 KEEP, CUT, DROP, SCALE, MASK = range(5)
 PRODUCTS, LENGTHS, SQUARES = range(3)
 SUM, ELECT, AGREE = range(3)
@@ -32,6 +33,7 @@ class Stage(ctypes.Structure):
         ("left", c_void_p),
         ("mask", c_void_p),
         *((name, c_uint32) for name in ("key1", "key2", "low", "_")),
+        ("drawn", c_void_p),
     )
 
 
@@ -69,6 +71,10 @@ class Bracket(ctypes.Structure):
     )
 
 
+#: by what it is of: the first entry of a piece, or how entries were drawn
+Memo = dict[int | tuple[float, int, int], ctypes.Array[c_uint8]]
+
+
 @dataclass(frozen=True, eq=False)
 class Place:
     """Where the rows of a piece are: from an address in memory on, or in a file from an offset on."""
@@ -89,6 +95,7 @@ class Span:
     rows: int
     columns: int
     start: int  # number of the first entry
+    total: int  # entries of the tensor
     base: Place | None = None
 
     @property
@@ -107,7 +114,7 @@ class Raw:
     place: Place
     span: Span
     counters: list[c_int64] = field(repr=False)
-    memo: dict[int, Any] = field(default_factory=dict, repr=False)  # of this input, from pass to pass
+    memo: Memo = field(default_factory=dict, repr=False)  # of this input, from pass to pass
     stages: tuple[Stage, ...] = ()
     choice: Choice | None = None  # of entries, by all inputs that stand together
     alive: tuple[Any, ...] = field(default=(), repr=False)  # what the stages point into
@@ -131,9 +138,21 @@ class Raw:
         """Times 1 or 0, uint8, one for each entry."""
         return self._then(Stage(kind=MASK, mask=ctypes.addressof(mask)), mask)
 
-    def drop(self, density: float, keys: tuple[int, int]) -> Raw:
-        """With zeros but where the entry's random number is below `density`."""
-        return self._then(Stage(kind=DROP, value=density, key1=keys[0], key2=keys[1], low=self.span.start))
+    def drop(self, density: float, keys: tuple[int, int], remember: bool = False) -> Raw:
+        """With zeros but where the entry's random number is below `density`; `remember` which, as there is a pass to come."""
+        which = density, *keys
+        size = 64 * (1 + -(-self.span.total // 512))  # a bit for each entry, and a line before them
+        if remember and which not in self.memo and size <= min(DRAWN, self.spare):
+            self.memo[which] = (c_uint8 * size)()
+        held = self.memo.get(which)
+        drawn = ctypes.addressof(held) if held else None
+        stage = Stage(kind=DROP, value=density, key1=keys[0], key2=keys[1], low=self.span.start, drawn=drawn)
+        return self._then(stage, held)
+
+    @property
+    def spare(self) -> int:
+        """Bytes that may still be remembered of this input."""
+        return MEMO - sum(map(len, self.memo.values()))
 
     def chosen(self, choice: Choice) -> Raw:
         """With zeros but where the variance over the inputs is large enough; the same choice for each of them."""
@@ -233,7 +252,7 @@ def ranked(raw: Raw, low: float, wide: float, keys: tuple[int, int]) -> Raw:
     if span.start not in raw.memo:
         mask, spare = (c_uint8 * span.entries)(), buffer("rank", 32 * span.columns)
         _run("ranked", [raw], span.rows, span.columns, low, wide, *keys, span.start, spare.address, mask)
-        if sum(map(len, raw.memo.values())) + len(mask) > MEMO:
+        if len(mask) > raw.spare:
             return raw.masked(mask)
         raw.memo[span.start] = mask
     return raw.masked(raw.memo[span.start])

@@ -14,6 +14,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-loop-distribution") /* it would work things out twice to store them in two loops */
+#pragma GCC diagnostic ignored "-Wpsabi"          /* no vector leaves this file */
+#endif
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 /* where products are exact, as those of two floats are in doubles: multiplied and added at once they are the same */

@@ -13,14 +13,16 @@ from plait.ops.random import keys
 from plait.ops.rescale import l1_factors
 
 
-def drop(piece: Piece, density: Sequence[float]) -> list[Tensor]:
+def drop(piece: Piece, density: Sequence[float], remember: bool = False) -> list[Tensor]:
     """Each model with every entry kept with probability density[i] (as float32), independently; zeros elsewhere.
+
+    `remember`: the same tensor will be asked for again.
 
     Reference: Yu et al., Language models are super Mario, https://arxiv.org/abs/2311.03099
     """
     if raw := stored(piece.models):
         each = enumerate(zip(raw, density, strict=True))
-        return cast(list[Tensor], [x if d >= 1 else x.drop(d, _keys(piece, i)) for i, (x, d) in each])
+        return cast(list[Tensor], [x if d >= 1 else x.drop(d, _keys(piece, i), remember) for i, (x, d) in each])
     kept = []
     for i, (x, d) in enumerate(zip(piece.models, density, strict=True)):
         if d >= 1:
@@ -38,7 +40,7 @@ def drop_factors(pieces: Pieces, density: Sequence[float], rescale: bool, rescal
         return [1.0] * len(density)
     if rescale_by == "density":
         return [1 / d if d > 0 else 1.0 for d in density]
-    return l1_factors(pieces, lambda piece: drop(piece, density))
+    return l1_factors(pieces, lambda piece: drop(piece, density, remember=True))
 
 
 def drop_by_rank(piece: Piece, density: Sequence[float], epsilon: Sequence[float], divide: bool) -> list[Tensor]:
