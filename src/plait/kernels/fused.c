@@ -11,7 +11,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum { KEEP, CUT, DROP, SCALE, MASK };
-#define LANE 16 /* entries whose bits lie side by side in words of their own; the next LANE have the words' next bits */
+#define LANE 16 /* entries whose bits lie side by side in words of their own; the next LANE have the words' next bits, from the highest */
 typedef struct {
     int64_t count, _[7];                   /* entries of the tensor, from the first on, of which is known if they are kept */
     uint32_t words[][LANE];                /* one for WORD * LANE entries */
@@ -116,31 +116,34 @@ INLINE void drop(const Stage *s, float scale, float *restrict x, int64_t at, int
     uint32_t limit = threshold <= 0 ? 0 : (uint32_t)threshold << 8;
     uint32_t key1 = s->key1, key2 = s->key2, low = s->low + (uint32_t)at;
     float yes = 1.0f * scale, no = 0.0f * scale;
+    uint32_t yes_bits = float_to_bits(yes), no_bits = float_to_bits(no);
     int64_t first = (int64_t)s->low + at, known = s->drawn && first % LANE == 0 ? s->drawn->count : -1;
-    if (first + m <= known) {
-        for (int64_t i = 0; i < m; i += LANE) {
-            int64_t lane = (first + i) / LANE;
-            Words words = *(const Words *)s->drawn->words[lane / WORD];
-            choose(x + i, (Words)((Signs)(words << (WORD - 1 - lane % WORD)) >> (WORD - 1)), float_to_bits(yes), float_to_bits(no));
-        }
-    } else if (first == known) {
-        Words count, words = {0};
-        for (uint32_t l = 0; l < LANE; l++) count[l] = low + l + key1;
-        for (int64_t i = 0; i < m; i += LANE, count += LANE) {
-            int64_t lane = (first + i) / LANE;
-            Words *to = (Words *)s->drawn->words[lane / WORD];
-            Words kept = (Words)(scrambled(scrambled(count) + key2) < limit);
-            if (i == 0 || lane % WORD == 0) words = *to;
-            words |= kept & (uint32_t)1 << lane % WORD;
-            if (i + LANE >= m || lane % WORD == WORD - 1) *to = words;
-            choose(x + i, kept, float_to_bits(yes), float_to_bits(no));
-        }
-        s->drawn->count += m;
-    } else
+    int recall = first + m <= known;
+    if (!recall && first != known) {
         for (int32_t i = 0; i < (int32_t)m; i++) {
             uint32_t bits = scramble(scramble(low + (uint32_t)i + key1) + key2);
             x[i] *= bits < limit ? yes : no;
         }
+        return;
+    }
+    Words count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    count += low + key1;
+    for (int64_t i = 0, lane = first / LANE, stop; i < m; lane = (first + i) / LANE) {
+        Words *place = (Words *)s->drawn->words[lane / WORD], words = *place, bit = {0};
+        stop = i + (WORD - lane % WORD) * LANE < m ? i + (WORD - lane % WORD) * LANE : m;
+        if (recall) {
+            for (words <<= lane % WORD; i < stop; i += LANE, words += words)
+                choose(x + i, (Words)((Signs)words >> (WORD - 1)), yes_bits, no_bits);
+            continue;
+        }
+        for (bit += 1u << (WORD - 1) >> lane % WORD; i < stop; i += LANE, bit >>= 1, count += LANE) {
+            Words kept = (Words)(scrambled(scrambled(count) + key2) < limit);
+            words |= kept & bit;
+            choose(x + i, kept, yes_bits, no_bits);
+        }
+        *place = words;
+    }
+    s->drawn->count += recall ? 0 : m;
 }
 
 /* `scale` is that of a SCALE which follows; only DROP takes it over */
