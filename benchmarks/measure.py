@@ -8,6 +8,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,9 @@ class Figures:
 #: a small process between this one and the measured one, whose peak would else count what this one held when it began
 LAUNCHER = """
 import json, os, subprocess, sys, time
+group = sys.argv.pop(1)
+if group:
+    open(group + "/cgroup.procs", "w").write(str(os.getpid()))
 begun = time.perf_counter()
 process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
 _, status, usage = os.wait4(process.pid, 0)
@@ -30,16 +35,43 @@ print(json.dumps([os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usag
 """
 
 
-def measured(command: list[str], where: Path, wanted: int = 0) -> Figures:
-    """Run a command that must end with the exit code `wanted`. Python may keep compiled modules, as installers do."""
+def measured(command: list[str], where: Path, wanted: int = 0, group: Path | None = None) -> Figures:
+    """Run a command that must end with the exit code `wanted`, in a control group if one is given.
+
+    Python may keep compiled modules, as installers do.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with open(where / "log", "w") as log:
-        launcher = [sys.executable, "-S", "-E", "-c", LAUNCHER, *command]
+        launcher = [sys.executable, "-S", "-E", "-c", LAUNCHER, str(group or ""), *command]
         done = subprocess.run(launcher, stdout=subprocess.PIPE, stderr=log, cwd=where, env=environment, check=True)
     code, wall, cpu, peak = json.loads(done.stdout)
     if code != wanted:
         sys.exit(f"{shlex.join(command)} ended with {code}:\n{(where / 'log').read_text()[-2000:]}")
     return Figures(wall, cpu, peak / (1024 if sys.platform == "linux" else 1 << 20))
+
+
+@contextmanager
+def slow_disk(folder: Path, rate: int) -> Iterator[Path]:
+    """A control group in which the disk of `folder` reads and writes so many bytes a second; wants Linux and root."""
+    device = os.stat(folder).st_dev
+    disk = f"{os.major(device)}:{os.minor(device)}"
+    first = Path("/sys/fs/cgroup/blkio")  # of the first version of control groups
+    group = (first if first.is_dir() else Path("/sys/fs/cgroup")) / f"plait-{os.getpid()}"
+    try:
+        if not first.is_dir():
+            (group.parent / "cgroup.subtree_control").write_text("+io")
+        group.mkdir()
+        try:
+            if first.is_dir():
+                for way in ("read", "write"):
+                    (group / f"blkio.throttle.{way}_bps_device").write_text(f"{disk} {rate}")
+            else:
+                (group / "io.max").write_text(f"{disk} rbps={rate} wbps={rate}")
+            yield group
+        finally:
+            group.rmdir()
+    except OSError as error:
+        sys.exit(f"a disk cannot be made slow here: {error}")
 
 
 def plait(*arguments: object) -> list[str]:

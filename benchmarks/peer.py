@@ -2,11 +2,11 @@
 
     python benchmarks/peer.py [--peer PATH/TO/mergekit-yaml] [--json FILE] [--runs 3] [--merges linear,ties] [--budget SECONDS]
 
-The floor reads every input with two threads and writes as many bytes as the output has, onto the disk (`fsync`, as plait does);
-it computes nothing. Rounds go through all merges, and each merge runs floor, plait and peer one after the other; `--budget`
-leaves out what would not end in time. Inputs are in the page cache, but for `--cold`, where they are dropped from it before each
-run; `--memory` writes the outputs to a file system in memory, where the disk's speed plays no part. `table.py` makes of the
-JSON what the README shows.
+The floor reads every input with two threads and then writes as many bytes as the output has, onto the disk (past the page cache
+and with `fsync`, as plait does); it computes nothing. Rounds go through all merges, and each merge runs floor, plait and peer one
+after the other; `--budget` leaves out what would not end in time. Inputs are in the page cache, but for `--cold`, where they are
+dropped from it before each run, and `--slow`, where the disk has so many MB a second besides (Linux, root); `--memory` writes
+the outputs to a file system in memory, where the disk's speed plays no part. `table.py` makes of the JSON what the README shows.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
-from measure import machine, measured, plait
+from measure import machine, measured, plait, slow_disk
 
 FLOOR = """
-import os, sys
+import mmap, os, sys
 from concurrent.futures import ThreadPoolExecutor
 *inputs, size, out = sys.argv[1:]
 def read(path, start, stop):
@@ -40,11 +41,17 @@ for path in inputs:
     jobs += [(path, 0, half), (path, half, 2 * half)]
 with ThreadPoolExecutor(2) as pool:
     list(pool.map(lambda job: read(*job), jobs))
-block, left = bytes(1 << 19), int(size)
+left = int(size)
 file = os.open(out, os.O_CREAT | os.O_WRONLY)
 os.posix_fallocate(file, 0, left)
+block = mmap.mmap(-1, 1 << (21 if os.major(os.fstat(file).st_dev) else 19))
+if os.major(os.fstat(file).st_dev):
+    direct, at = os.open(out, os.O_WRONLY | os.O_DIRECT), 0
+    for at in range(0, left - left % len(block), len(block)):
+        os.pwrite(direct, block, at)
+    left -= os.lseek(file, at + len(block), os.SEEK_SET)
 while left > 0:
-    left -= os.write(file, block[:left])
+    left -= os.write(file, memoryview(block)[:left])
 os.fsync(file)
 """
 
@@ -137,6 +144,9 @@ def main() -> None:
     parser.add_argument("--slow-runs", type=int, default=1, help=f"runs of {SLOW}, with a peer")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds")
     parser.add_argument("--cold", action="store_true", help="inputs are not in the page cache")
+    parser.add_argument(
+        "--slow", type=int, help="MB a second that the disk reads, and writes; inputs are not in the cache"
+    )
     parser.add_argument("--memory", action="store_true", help="outputs in /dev/shm")
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=16)
@@ -144,20 +154,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file to add the runs to")
     options = parser.parse_args()
     began = time.monotonic()
-    where = "cold" if options.cold else "memory" if options.memory else "disk"
+    where = "slow" if options.slow else "cold" if options.cold else "memory" if options.memory else "disk"
     with (
         tempfile.TemporaryDirectory() as temporary,
         tempfile.TemporaryDirectory(dir="/dev/shm" if options.memory else None) as other,
+        slow_disk(options.folder or Path(temporary), options.slow * 10**6) if options.slow else nullcontext() as group,
     ):
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(exist_ok=True, parents=True)
         out = Path(other) / "out" if options.memory else folder / "out"
         inputs = made_elsewhere(folder, options.hidden, options.layers)
         weights = [path / "model.safetensors" for path in inputs]
-        if not options.cold:
+        if where not in ("cold", "slow"):
             remember(weights)
         found: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
         found |= {"machine": machine()}
+        found |= {"slow": options.slow} if options.slow else {}
         nbytes = weights[0].stat().st_size
         found |= {"peer": version(options.peer)} if options.peer else {}
         runs = found.setdefault("runs", [])
@@ -186,10 +198,10 @@ def main() -> None:
                     shutil.rmtree(out, ignore_errors=True)
                     if who == "floor":
                         out.mkdir()
-                    if options.cold:
+                    if where in ("cold", "slow"):
                         forget(weights)
                     os.sync()
-                    f = measured(command, folder)
+                    f = measured(command, folder, group=group)
                     took[name, who] = f.wall + 1
                     runs.append(
                         {

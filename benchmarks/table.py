@@ -74,6 +74,7 @@ def floors(found: dict[str, Any]) -> Iterator[str]:
         "disk": "files on disk, inputs cached",
         "memory": "output in memory, inputs cached",
         "cold": "inputs not cached",
+        "slow": f"inputs not cached, a disk of {found.get('slow')} MB/s",
     }
     there = [place for place in places if any(r["where"] == place and r["who"] == "floor" for r in runs)]
     yield f"| wall, times the floor | {' | '.join(places[place] for place in there)} |"

@@ -12,12 +12,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from plait.checkpoint.dtypes import torch_dtype
-from plait.checkpoint.files import StoredFiles, failed
+from plait.checkpoint.files import AHEAD, StoredFiles, failed
 from plait.compute import PIECE, Copy, Reader, Stored, Stream, Stretch, Task, gathered, stored
 from plait.device import PIECE as LARGE
 from plait.device import THREADS, full, prepare, shared
@@ -138,6 +138,50 @@ def ahead(plan: Plan, steps: Iterable[Step]) -> None:
                 opened.ahead(source.name)
 
 
+class Ahead:
+    """A thread that has the system fetch what steps will read, in their order and some way before them: the disk is never idle.
+
+    `LIMIT` keeps what was fetched and not used small beside the memory of any machine.
+    """
+
+    LIMIT = 1 << 28  # bytes
+
+    def __init__(self, plan: Plan, steps: Iterable[Step]) -> None:
+        self._plan, self._steps = plan, steps
+        self._fetched, self._used, self._changed, self._stopped = 0, 0, threading.Condition(), False
+        self._thread = threading.Thread(target=self._work, name="plait-ahead", daemon=True)
+
+    def __enter__(self) -> Ahead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join()
+
+    def used(self, nbytes: int) -> None:
+        """So much was read."""
+        with self._changed:
+            self._used += nbytes
+            self._changed.notify()
+
+    def _work(self) -> None:
+        for step in self._steps:
+            sources = [(opened, source.name) for source in step.sources() if (opened := _files(self._plan, source))]
+            sizes = [opened.extents[name].spec.nbytes for opened, name in sources]
+            for at in range(0, max(sizes, default=0), AHEAD):
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped or self._fetched - self._used < self.LIMIT)
+                    if self._stopped:
+                        return
+                    self._fetched += sum(min(AHEAD, max(0, size - at)) for size in sizes)
+                for opened, name in sources:
+                    with suppress(OSError):  # told when it is read
+                        opened.ahead(name, at, AHEAD)
+
+
 def _files(plan: Plan, source: Input) -> StoredFiles | None:
     """The checkpoint of an input whose bytes lie in a file as they are."""
     opened = plan.models[source.model].opened.checkpoint
@@ -167,9 +211,7 @@ def run(
 
     todo = [step for step in plan.steps if step.name not in skip]
 
-    def work(number: int, step: Step) -> None:
-        if number + threads < len(todo):
-            ahead(plan, [todo[number + threads]])
+    def work(step: Step) -> None:
         made = task(plan, step, in_order=True, piece=size, device=place())
         if not (made.fused and all(_files(plan, source) for source in step.sources())):  # views compute with torch
             one_thread()
@@ -177,13 +219,16 @@ def run(
             if stop.is_set():
                 return
             sink(step.name, row, piece)
+            fetched.used(
+                sum(plan.spec_of(source).nbytes for source in step.sources()) * piece.nbytes // step.spec.nbytes
+            )
             if progress:
                 progress(piece.nbytes)
 
     if devices and any(step.method and step.method.unit_of(step.params) in ("matrix", "tensor") for step in todo):
         prepare(devices)
-    with workshop() as one_thread, ThreadPoolExecutor(threads, "plait") as pool:
-        futures = [pool.submit(work, i, step) for i, step in enumerate(todo)]
+    with workshop() as one_thread, Ahead(plan, todo) as fetched, ThreadPoolExecutor(threads, "plait") as pool:
+        futures = [pool.submit(work, step) for step in todo]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:

@@ -18,7 +18,7 @@ from plait.errors import ModelError
 from plait.lazy import torch
 from plait.types import TensorSpec
 
-_AHEAD = 1 << 24  # bytes of a tensor that are fetched ahead
+AHEAD = 1 << 22  # bytes of a tensor that are fetched at once
 
 
 def failed(path: Path, number: int = 0) -> ModelError:
@@ -103,9 +103,9 @@ class StoredFiles(Files):
         self.fill(extent.path, extent.offset + rows[0] * row, buffer[:nbytes])
         return nbytes
 
-    def ahead(self, name: str) -> None:
-        """Tell the system that a tensor will be read soon: it fetches what is not in its cache meanwhile."""
-        if hasattr(os, "posix_fadvise"):
-            extent = self.extents[name]
-            nbytes = min(extent.spec.nbytes, _AHEAD)
-            os.posix_fadvise(self.file(extent.path), extent.offset, nbytes, os.POSIX_FADV_WILLNEED)
+    def ahead(self, name: str, start: int = 0, nbytes: int = AHEAD) -> None:
+        """Tell the system that some bytes of a tensor will be read soon: it fetches what is not in its cache meanwhile."""
+        extent = self.extents[name]
+        nbytes = min(extent.spec.nbytes - start, nbytes)
+        if hasattr(os, "posix_fadvise") and nbytes > 0:
+            os.posix_fadvise(self.file(extent.path), extent.offset + start, nbytes, os.POSIX_FADV_WILLNEED)
