@@ -25,6 +25,11 @@ from plait.layout import Shard
 from plait.lazy import Tensor, torch
 from plait.types import TensorSpec
 
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
+
 PARTIAL = ".partial"
 #: weights that an older run may have left and that a loader would take for the new ones
 WEIGHTS = (
@@ -76,6 +81,24 @@ def check_disk(out: Path, nbytes: int) -> None:
             found=f"{free / 1e9:.2f} GB free at {there}",
             do="free some space, or choose an OUT on another disk",
         )
+
+
+def check_files(count: int) -> None:
+    """Let this process have so many files open at once, or refuse."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    infinity = resource.RLIM_INFINITY
+    if soft == infinity or soft >= count:
+        return
+    if hard != infinity and hard < count:
+        raise OutputError(
+            "the merge has too many files for this system",
+            wanted=f"{count} files open at once",
+            found=f"a limit of {hard}",
+            do="raise it (`ulimit -n`), or make fewer shards with a larger --out-shard-size",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 class Writer:

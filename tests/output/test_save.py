@@ -20,7 +20,7 @@ import plait
 from plait.errors import MergeError, OutputError, PlaitError
 from plait.merged import Merge
 from plait.testing.checkpoints import same
-from plait.writer import check_output
+from plait.writer import check_files, check_output
 
 
 @pytest.fixture
@@ -226,6 +226,25 @@ def test_full_disk(models: tuple[Path, Path], tmp_path: Path) -> None:
     assert "error: writing to" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_more_files_than_usual(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Models and shards in many files: a limit that may be raised is, another is told before anything is written."""
+    path, out = make.write_json(tmp_path / "recipe.yml", make.recipe("linear", *models)), tmp_path / "out"
+    command = f"{sys.executable} -m plait merge {path} {out} --out-shard-size 1KB"
+    done = subprocess.run(["bash", "-c", f"ulimit -n 70; {command}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: the merge has too many files for this system" in done.stderr
+    assert "a limit of 70" in done.stderr
+    assert "--out-shard-size" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+    done = subprocess.run(["bash", "-c", f"ulimit -Sn 40; {command}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(out.glob("*.safetensors"))) == 8
+    with pytest.raises(OutputError, match="too many files"):
+        check_files(1 << 40)
 
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM])

@@ -22,7 +22,9 @@ from plait.output.sidefiles import clear, side_files
 from plait.output.whole import PROVENANCE, finished, json_text, refuse_other
 from plait.plan import Plan
 from plait.run import Progress, ahead, default_threads, run
-from plait.writer import Writer, check_output, reserved
+from plait.writer import Writer, check_files, check_output, reserved
+
+_OTHERS = 64  # files that a process has open besides its models
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def save(
     space = plan.nbytes - reserved(out, plan.shards)
     check_output(out, space, _inputs(plan), begins or perhaps)
     plan = fetch(plan, weights=not stream)
+    check_files(2 * len(plan.shards) + _files(plan) + _OTHERS)
     ahead(plan, plan.steps[:threads])
     beside = side_files(plan, copy_tokenizer)
     small = stamped(beside.copied.values())
@@ -160,6 +163,11 @@ def _inputs(plan: Plan) -> Iterator[Path]:
         if (folder := model.opened.folder) and folder.is_dir():
             yield folder
             yield from (path for path in folder.iterdir() if path.is_file())
+
+
+def _files(plan: Plan) -> int:
+    """How many files hold the inputs."""
+    return sum(len(model.opened.files) for model in plan.models) + sum(map(_files, plan.nested))
 
 
 def _write(path: Path, text: str) -> Path:
