@@ -28,14 +28,10 @@ PIECE = 1 << 18  # entries of a piece: a few such float32 buffers fit into a cor
 ROOMY = 8  # bytes of the result for each entry of a piece, where it takes memory for its result only
 LOOK = 1 << 22  # entries of a piece that is only looked at, and takes no memory
 
-#: where a piece may be put, for whoever takes it to write: of its first row and its bytes; None: anywhere
+#: where a piece may be put for whoever takes it: (first row, bytes); None: anywhere
 Room = Callable[[int, int], fused.Buffer | None]
 #: reads rows [start, stop) of one input in the matrix view; None for the whole tensor in its own shape
 Reader = Callable[[tuple[int, int] | None], Tensor]
-
-
-def _anywhere(row: int, nbytes: int) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class Task:
     stored: Sequence[Stored] = ()
     memo: dict[int, fused.Memo] = field(default_factory=dict, repr=False, compare=False)  # of `Raw` models
 
-    def run(self, check: bool = True, room: Room = _anywhere) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
+    def run(self, check: bool = True, room: Room | None = None) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
         """The merged tensor from its first row to its last: (row, piece in the result's dtype, or its bytes).
 
         Bytes are lent until the next piece is asked for.
@@ -150,16 +146,16 @@ class Task:
             and kernels.library() is not None
         )
 
-    def _run_fused(self, check: bool, room: Room) -> Iterator[tuple[int, memoryview]]:
+    def _run_fused(self, check: bool, room: Room | None) -> Iterator[tuple[int, memoryview]]:
         whole, (dtype, size) = self.whole(), kernels.DTYPES[self.dtype]
         added = self.is_delta and self.base is not None
-        for row, stop, piece in Stream(self).numbered(self.written, whole):
+        for row, stop, piece in Stream(self).numbered(self.written if room else self.piece, whole):
             if self.method.gives == "coefficients":
                 merged = fused.Merged(cast(list[Raw], piece.models), fused.SUM, whole)
             else:
                 merged = self.method(piece, self.params)
             nbytes = merged.inputs[0].span.entries * size
-            out = room(row, nbytes) or fused.buffer("out", nbytes)
+            out = (room and room(row, nbytes)) or fused.buffer("out", nbytes)
             if not merged.write(out.address, dtype, added) and check:
                 raise self._not_finite(row, stop)
             yield row, out.view[:nbytes]
@@ -254,7 +250,7 @@ class Task:
 
     @property
     def written(self) -> int:
-        """Entries of a piece that is written at once."""
+        """Entries of a piece that is written at once, where there is room for it: elsewhere they should fit into the cache."""
         return _roomy(self.piece, self.dtype) if self.streams else self.piece
 
     @property
@@ -406,13 +402,13 @@ class Copy:
     piece: int = PIECE
     stored: Sequence[Stored] = ()  # the inputs, where their bytes can be taken as they are
 
-    def run(self, check: bool = True, room: Room = _anywhere) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
+    def run(self, check: bool = True, room: Room | None = None) -> Iterator[tuple[int, Tensor | memoryview | Stretch]]:
         fused, place = self.fused, self.stored[0].place if self.stored else None
         for row, stop in self.cuts():
             if not fused:
                 yield row, self.rows(row, stop, None, check)
                 continue
-            into = room(row, self._nbytes(stop - row)) if place else None
+            into = room(row, self._nbytes(stop - row)) if room and place else None
             got = [source.rows(row, stop, None if i else into) for i, source in enumerate(self.stored)]
             view = self._bytes([address for address, _ in got], stop - row, check)
             view = into.view if into else view

@@ -198,7 +198,7 @@ def run(
     skip: Collection[str] = (),
     piece: int | None = None,
     devices: tuple[str, ...] = (),
-    rooms: Rooms = lambda name, row, nbytes: None,
+    rooms: Rooms | None = None,
 ) -> None:
     """Compute every tensor of the plan, but those to `skip`, and hand its pieces to `sink`, which must be thread-safe.
 
@@ -215,7 +215,7 @@ def run(
         made = task(plan, step, in_order=True, piece=size, device=place())
         if not (made.fused and all(_files(plan, source) for source in step.sources())):  # views compute with torch
             one_thread()
-        for row, piece in made.run(check, partial(rooms, step.name)):
+        for row, piece in made.run(check, partial(rooms, step.name) if rooms else None):
             if stop.is_set():
                 return
             sink(step.name, row, piece)

@@ -178,6 +178,11 @@ class Writer:
         file, offset = self._place[name]
         return digest(file.plain, offset, self._specs[name].nbytes)
 
+    @property
+    def past_cache(self) -> bool:
+        """Whether whole blocks are written past the page cache, for which there is `room`."""
+        return any(file.direct >= 0 for file in self._files.values())
+
     def room(self, name: str, row: int, nbytes: int) -> Buffer | None:
         """Where the rows of a tensor, from `row` on, may be put before they are written, which saves a copy; None: anywhere."""
         state = self._state(name)

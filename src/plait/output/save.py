@@ -118,7 +118,7 @@ def save(
                 skip=writer.kept,
                 piece=None if places else piece,
                 devices=places,
-                rooms=writer.room,
+                rooms=writer.room if writer.past_cache else None,
             )
         finally:
             writer.discard = True
