@@ -32,6 +32,7 @@ ROOMS = [
         "method",
         "matrices",
         "brick",
+        "registry",
         "methods",
         "bricks",
         "fit",

@@ -114,7 +114,6 @@ def _scopes(recipe: Recipe) -> Iterator[tuple[str, Settings]]:
 def _never_read(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Method]) -> Iterator[RecipeError]:
     known, of_bricks = _known(used), _of_bricks(recipe)
     idle = [name for method in used for name in method.idle]
-    anywhere = {p.name for m in methods.values() for p in m.parameters}
     names = " and ".join(method.name for method in used)
     for scope, settings in _scopes(recipe):
         for name, setting in settings.items():
@@ -128,7 +127,7 @@ def _never_read(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Me
                     what = f"{name!r} stands under a model, for that model alone"
                     do = f"for all models, write {brick}: {{{own}: …}} under 'pre:' or 'post:'"
                     yield RecipeError(what, found=f"it at the level of the {scope}", do=do, where=setting.where)
-            elif name not in known and name not in idle and name not in anywhere:
+            elif name not in known and name not in idle and name not in (anywhere := _anywhere(methods)):
                 near = nearest(name, [*known, *idle, *of_bricks]) or nearest(name, anywhere)
                 yield RecipeError(
                     f"{names} {'has' if len(used) == 1 else 'have'} no parameter {name!r}",
@@ -136,6 +135,11 @@ def _never_read(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Me
                     do=f"did you mean {near!r}?" if near else "delete it",
                     where=setting.where,
                 )
+
+
+def _anywhere(methods: Mapping[str, Method]) -> set[str]:
+    """The parameters that any method has: for these all of them are loaded."""
+    return {p.name for m in methods.values() for p in m.parameters}
 
 
 def _known(used: Sequence[Method]) -> dict[str, list[Parameter]]:
@@ -159,8 +163,9 @@ def _leftover(recipe: Recipe, used: Sequence[Method], methods: Mapping[str, Meth
     names = " and ".join(method.name for method in used)
     for _, settings in _scopes(recipe):
         for name, setting in settings.items():
-            having = [m.name for m in methods.values() if any(p.name == name for p in m.parameters)]
-            if name not in told and having:
+            if name in told:
+                continue
+            if having := [m.name for m in methods.values() if any(p.name == name for p in m.parameters)]:
                 told.add(name)
                 what = f"{names} {'has' if len(used) == 1 else 'have'} no parameter {name!r}, so it changes nothing"
                 wanted = ", ".join(_known(used)) or "no parameters at all"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from plait.bricks import bricks
 from plait.method import Method, PerModel, method, param
 from plait.methods import registry
 from plait.ops.combine import weighted_sum
@@ -18,6 +21,19 @@ from plait.testing.methods import LAWS, check
 def test_method_keeps_its_contract(name):
     """Every registered method keeps every law of the contract, and breaks those that it says it breaks."""
     assert check(registry()[name]) == []
+
+
+@pytest.mark.parametrize("parts", [registry(), bricks()], ids=["methods", "bricks"])
+def test_a_file_has_the_name_of_what_it_defines(parts):
+    """So that only the files of a recipe's methods are loaded."""
+    assert [part.name for part in parts.values()] == sorted(parts)
+
+
+def test_only_what_is_used_is_loaded():
+    code = "import sys; from plait.methods import registry; registry()['linear']; "
+    code += "print([m for m in sys.modules if m.startswith('plait.methods.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['plait.methods.linear']\n"
 
 
 @dataclasses.dataclass(frozen=True)

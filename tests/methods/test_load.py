@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,9 +38,10 @@ def {name}(p, _):
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def forgotten() -> Iterator[None]:
     """What a test loads is not there for the next."""
-    monkeypatch.setattr(methods, "loaded", {})
+    yield
+    methods.loaded.clear()
 
 
 def written(folder: Path, name: str = "keep_first", first: str = "1.0") -> Path:

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
-import pkgutil
 import sys
-from collections.abc import Mapping
-from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
-from types import MappingProxyType
 
 from plait.brick import Brick
 from plait.errors import PlanError
 from plait.method import Method
+from plait.registry import Registry
 
 #: what `load` found, by name
 loaded: dict[str, Method | Brick] = {}
 
 
-def registry() -> Mapping[str, Method]:
+_registry = Registry(__name__, __path__, Method, loaded)
+
+
+def registry() -> Registry[Method]:
     """Name -> method: plait's own, those of installed packages (entry-point group `plait.methods`), those of `load`."""
-    own = {name: part for name, part in loaded.items() if isinstance(part, Method)}
-    return MappingProxyType(dict(sorted({**own, **_installed()}.items()))) if own else _installed()
-
-
-@cache
-def _installed() -> Mapping[str, Method]:
-    found: dict[str, Method] = {}
-    for module in pkgutil.iter_modules(__path__):
-        if not module.name.startswith("_"):
-            method = getattr(importlib.import_module(f"{__name__}.{module.name}"), module.name)
-            found[method.name] = method
-    for point in entry_points(group="plait.methods"):
-        method = point.load()
-        found.setdefault(method.name, method)
-    return MappingProxyType(dict(sorted(found.items())))
+    return _registry
 
 
 def load(path: str | os.PathLike[str]) -> list[Method | Brick]:
@@ -65,7 +49,7 @@ def load(path: str | os.PathLike[str]) -> list[Method | Brick]:
             do="decorate yours; docs/extend.md shows one",
         )
     for method in found:
-        if method.name in _installed():
+        if _registry.taken(method.name):
             what, found_there = f"there is a method {method.name!r} already", f"another in {path}"
             raise PlanError(what, wanted="a name that is free", found=found_there, do="rename yours")
         loaded[method.name] = method
