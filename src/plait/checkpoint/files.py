@@ -108,4 +108,16 @@ class StoredFiles(Files):
         extent = self.extents[name]
         nbytes = min(extent.spec.nbytes - start, nbytes)
         if hasattr(os, "posix_fadvise") and nbytes > 0:
-            os.posix_fadvise(self.file(extent.path), extent.offset + start, nbytes, os.POSIX_FADV_WILLNEED)
+            file, offset = self.file(extent.path), extent.offset + start
+            if not (
+                _cached(file, offset) and _cached(file, offset + nbytes - 1)
+            ):  # the system would look at every page
+                os.posix_fadvise(file, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+
+def _cached(file: int, offset: int) -> bool:
+    """Whether a byte can be had without waiting for a disk, as far as the system says so."""
+    try:
+        return os.preadv(file, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except (AttributeError, OSError):  # no Linux; not there, or a file system that cannot tell
+        return False
