@@ -19,7 +19,7 @@ def uniform(seed, tensor, model, start, count):
     for number in range(start, start + count):
         high, low = divmod(number, 2**32)
         digest = hashlib.blake2b(f"{seed}\0{tensor}\0{model}\0{high}".encode(), digest_size=8).digest()
-        x = low
+        x = low // 32 * 16 + low % 16
         for key in (digest[:4], digest[4:]):
             x = (x + int.from_bytes(key, "little")) % 2**32
             x ^= x >> 16
@@ -27,6 +27,8 @@ def uniform(seed, tensor, model, start, count):
             x ^= x >> 15
             x = x * 0xD35A2D97 % 2**32
             x ^= x >> 15
+        if low // 16 % 2:
+            x = x % 2**16 * 2**16 + x // 2**16
         out.append((x >> 8) / 2**24)
     return np.array(out, dtype=np.float64)
 

@@ -40,7 +40,9 @@ def test_numbers_do_not_depend_on_the_cut():
 
 def test_numbers_stay_the_same_for_ever():
     """The first numbers of a stream are pinned: a merge of today can be repeated."""
-    assert (uniform(0, "w", 0, 0, 4) * 2**24).int().tolist() == [13158332, 1236529, 14566850, 2975887]
+    drawn = (uniform(0, "w", 0, 0, 34) * 2**24).int().tolist()
+    assert drawn[:4] == [13158332, 1236529, 14566850, 2975887]
+    assert drawn[16:18] + drawn[32:] == [12353480, 3255314, 12029222, 12669214]
 
 
 @pytest.mark.parametrize(("seed", "tensor", "model"), PLACES)
@@ -97,11 +99,21 @@ def test_other_seeds_tensors_and_models_draw_independently(other):
     independent(a[1:], b[:-1])
 
 
-@pytest.mark.parametrize("lag", [1, 2, 3, 64, 1000, 4096, 65_536])
+@pytest.mark.parametrize("lag", [1, 2, 3, 15, 16, 17, 32, 64, 1000, 4096, 65_536])
 def test_neighbours_are_independent(lag):
     """An entry says nothing of the next one, of the one below it or of the one a run later."""
     u = uniform(0, "w", 0, 0, N)
     independent(u[lag:], u[:-lag])
+
+
+def test_two_that_share_a_word_are_independent():
+    """Of two entries 16 apart, the upper 16 bits of one say nothing of the other's, nor do any four of them."""
+    u = uniform(0, "w", 0, 0, 4 * N).reshape(-1, 2, 16)
+    a, b = ((u[:, i] * 2**16).long().reshape(-1) for i in (0, 1))
+    for shift in (0, 4, 8, 12):
+        independent(((a >> shift) % 16 + 0.5) / 16, ((b >> shift) % 16 + 0.5) / 16)
+        independent(((a >> shift) % 16 + 0.5) / 16, b / 2**16)
+        independent(a / 2**16, ((b >> shift) % 16 + 0.5) / 16)
 
 
 def test_entries_beyond_four_billion_are_not_those_below():

@@ -104,6 +104,8 @@ INLINE Words scrambled(Words x) {
     return x;
 }
 
+INLINE Words exchanged(Words x) { return x << 16 | x >> 16; }
+
 /* x times `yes` where all bits of `kept` are set, `no` where none is */
 INLINE void choose(float *x, Words kept, uint32_t yes, uint32_t no) {
     *(Strand *)x *= (Strand)((kept & yes) | (~kept & no));
@@ -120,14 +122,13 @@ INLINE void drop(const Stage *s, float scale, float *restrict x, int64_t at, int
     int64_t first = (int64_t)s->low + at, known = s->drawn && first % LANE == 0 ? s->drawn->count : -1;
     int recall = first + m <= known;
     if (!recall && first != known) {
-        for (int32_t i = 0; i < (int32_t)m; i++) {
-            uint32_t bits = scramble(scramble(low + (uint32_t)i + key1) + key2);
-            x[i] *= bits < limit ? yes : no;
-        }
+        uint32_t bits[STRIP];
+        draw(key1, key2, low, bits, m);
+        for (int64_t i = 0; i < m; i++) x[i] *= bits[i] < limit ? yes : no;
         return;
     }
     Words count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    count += low + key1;
+    count += key1;
     for (int64_t i = 0, lane = first / LANE, stop; i < m; lane = (first + i) / LANE) {
         Words *place = (Words *)s->drawn->words[lane / WORD], words = *place, bit = {0};
         stop = i + (WORD - lane % WORD) * LANE < m ? i + (WORD - lane % WORD) * LANE : m;
@@ -136,10 +137,16 @@ INLINE void drop(const Stage *s, float scale, float *restrict x, int64_t at, int
                 choose(x + i, (Words)((Signs)words >> (WORD - 1)), yes_bits, no_bits);
             continue;
         }
-        for (bit += 1u << (WORD - 1) >> lane % WORD; i < stop; i += LANE, bit >>= 1, count += LANE) {
-            Words kept = (Words)(scrambled(scrambled(count) + key2) < limit);
-            words |= kept & bit;
-            choose(x + i, kept, yes_bits, no_bits);
+        bit += 1u << (WORD - 1) >> lane % WORD;
+        while (i < stop) {
+            Words word = scrambled(scrambled(count + (uint32_t)(lane / 2 * LANE)) + key2);
+            if (lane % 2) word = exchanged(word);
+            for (int second = lane % 2; second < 2 && i < stop; second++, lane++, i += LANE, bit >>= 1) {
+                Words kept = (Words)(word < limit);
+                words |= kept & bit;
+                choose(x + i, kept, yes_bits, no_bits);
+                word = exchanged(word);
+            }
         }
         *place = words;
     }
@@ -700,8 +707,8 @@ FAST int plait_ranked(Group *g, int64_t rows, int64_t columns, double low, doubl
                 key[at + i] = own;
                 top = top > own ? top : own;
             }
-            for (int32_t i = 0; i < (int32_t)m; i++)
-                number[at + i] = scramble(scramble(first + (uint32_t)from + (uint32_t)i + key1) + key2) >> 8;
+            draw(key1, key2, first + (uint32_t)from, number + at, m);
+            for (int64_t i = 0; i < m; i++) number[at + i] >>= 8;
         }
         /* bins of equal width decide most of them */
         float scale = (float)(BINS - 1) / bits_to_float(top);

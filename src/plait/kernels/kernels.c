@@ -187,11 +187,37 @@ static inline uint32_t scramble(uint32_t x) {
     return x;
 }
 
+#define SHARING (2 * LANES) /* entries in a row that share LANES words */
+
+/* a number's bits, from the highest, for the entry `low`; see ops/random.py */
+static inline uint32_t drawn(uint32_t low, uint32_t key1, uint32_t key2) {
+    uint32_t word = scramble(scramble(low / SHARING * LANES + low % LANES + key1) + key2);
+    return low & LANES ? word << 16 | word >> 16 : word;
+}
+
+/* for the entries low, low + 1, … */
+static inline __attribute__((always_inline)) void draw(
+    uint32_t key1, uint32_t key2, uint32_t low, uint32_t *restrict out, int64_t n) {
+    int64_t i = 0;
+    for (; i < n && (low + (uint32_t)i) % SHARING; i++) out[i] = drawn(low + (uint32_t)i, key1, key2);
+    for (; i + SHARING <= n; i += SHARING) {
+        uint32_t first = (low + (uint32_t)i) / 2 + key1;
+        for (int l = 0; l < LANES; l++) {
+            uint32_t word = scramble(scramble(first + (uint32_t)l) + key2);
+            out[i + l] = word;
+            out[i + l + LANES] = word << 16 | word >> 16;
+        }
+    }
+    for (; i < n; i++) out[i] = drawn(low + (uint32_t)i, key1, key2);
+}
+
 /* random numbers in [0, 1) for the entries low, low + 1, …; see ops/random.py */
 FAST void plait_uniform(uint32_t key1, uint32_t key2, uint32_t low, float *restrict out, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t x = scramble(scramble(low + (uint32_t)i + key1) + key2);
-        out[i] = (float)(int32_t)(x >> 8) * 0x1p-24f;
+    uint32_t bits[STRIP];
+    for (int64_t at = 0; at < n; at += STRIP) {
+        int64_t m = n - at < STRIP ? n - at : STRIP;
+        draw(key1, key2, low + (uint32_t)at, bits, m);
+        for (int64_t i = 0; i < m; i++) out[at + i] = (float)(int32_t)(bits[i] >> 8) * 0x1p-24f;
     }
 }
 

@@ -8,7 +8,8 @@ from functools import cache, lru_cache
 from plait import kernels
 from plait.lazy import Tensor, torch
 
-_RUN, _LARGE = 1 << 16, 1 << 22  # entries drawn at once: small enough for a core's cache; enough to fill a GPU
+_RUN, _LARGE = 1 << 16, 1 << 22  # words drawn at once: small enough for a core's cache; enough to fill a GPU
+_APART = 16  # entries between the two that share a word
 
 
 def _signed(value: int) -> int:
@@ -18,7 +19,7 @@ def _signed(value: int) -> int:
 
 @cache
 def _numbers(device: torch.device) -> Tensor:
-    """0, 1, …, as many as are drawn at once."""
+    """0, 1, …, as many as words are drawn at once."""
     return torch.arange(_RUN if device.type == "cpu" else _LARGE, dtype=torch.int32, device=device)
 
 
@@ -47,8 +48,10 @@ def uniform(seed: int, tensor: str, model: int, start: int, count: int, device: 
     """`count` numbers in [0, 1) for the entries start, start + 1, … of a tensor; float32 `[count]`, multiples of 2^-24.
 
     With number = high * 2^32 + low, the first 8 bytes of BLAKE2b(f"{seed}\\0{tensor}\\0{model}\\0{high}") are two little-endian
-    uint32 keys. A round adds a key, then mixes: x ^= x >> 16, x *= 0x21F0AAAD, x ^= x >> 15, x *= 0xD35A2D97, x ^= x >> 15,
-    all modulo 2^32. Two rounds over low, the first key first; the upper 24 bits are the number.
+    uint32 keys. Two entries that are 16 apart share a word, the w-th with w = low // 32 * 16 + low % 16. A round adds a key, then
+    mixes: x ^= x >> 16, x *= 0x21F0AAAD, x ^= x >> 15, x *= 0xD35A2D97, x ^= x >> 15, all modulo 2^32. Two rounds over w, the
+    first key first, make the word. The first entry's number is its upper 24 bits, the second's those of the word with its
+    halves exchanged: 16 bits of each number are its own.
 
     Reference: C. Wellons, Prospecting for hash functions, https://nullprogram.com/blog/2018/07/31/
     """
@@ -60,16 +63,19 @@ def uniform(seed: int, tensor: str, model: int, start: int, count: int, device: 
         kernels.uniform(*keys(seed, tensor, model, high), low, out[at : at + run])
         at += run
     numbers = _numbers(out.device)
-    spare = torch.empty(min(count, len(numbers)), dtype=torch.int32, device=device)
     while at < count:
         high, low = divmod(start + at, 1 << 32)
-        run = min(count - at, (1 << 32) - low, len(numbers))
+        before = low % (2 * _APART)
+        run = min(count - at, (1 << 32) - low, 2 * len(numbers) - before)
         key1, key2 = keys(seed, tensor, model, high)
-        x = numbers[:run] + _signed(low + key1)
-        _scramble(x, spare[:run])
-        x += _signed(key2)
-        _scramble(x, spare[:run])
-        torch.mul(_shift(x, 8, spare[:run]), 2.0**-24, out=out[at : at + run])
+        words = numbers[: -(-(before + run) // (2 * _APART)) * _APART] + _signed((low - before) // 2 + key1)
+        spare = torch.empty_like(words)
+        _scramble(words, spare)
+        words += _signed(key2)
+        _scramble(words, spare)
+        exchanged = (words << 16).bitwise_or_(_shift(words, 16, spare))
+        x = torch.stack((words.view(-1, _APART), exchanged.view(-1, _APART)), 1).view(-1)[before : before + run]
+        torch.mul(_shift(x, 8, torch.empty_like(x)), 2.0**-24, out=out[at : at + run])
         at += run
     return out
 
