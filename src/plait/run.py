@@ -215,13 +215,12 @@ def run(
         made = task(plan, step, in_order=True, piece=size, device=place())
         if not (made.fused and all(_files(plan, source) for source in step.sources())):  # views compute with torch
             one_thread()
+        read, written = sum(plan.spec_of(source).nbytes for source in step.sources()), step.spec.nbytes
         for row, piece in made.run(check, partial(rooms, step.name) if rooms else None):
             if stop.is_set():
                 return
             sink(step.name, row, piece)
-            fetched.used(
-                sum(plan.spec_of(source).nbytes for source in step.sources()) * piece.nbytes // step.spec.nbytes
-            )
+            fetched.used(read * piece.nbytes // written)
             if progress:
                 progress(piece.nbytes)
 

@@ -65,7 +65,7 @@ def warning(error: PlaitError, passed: str = "ignored, as mergekit does: ") -> s
 class Keys(BaseModel):
     """One level of a document. Subclasses declare the keys; `level` names it in messages."""
 
-    model_config = ConfigDict(extra="ignore", json_schema_extra={"additionalProperties": False})
+    model_config = ConfigDict(extra="ignore", defer_build=True, json_schema_extra={"additionalProperties": False})
     level: ClassVar[str]
     mends: ClassVar[dict[str, str]] = {}
     _where: Where | None = PrivateAttr(None)
