@@ -158,8 +158,9 @@ class Writer:
         if record.whole and final.exists() and not path.exists():
             final.replace(path)  # it was renamed before the merge stopped
         anew = os.O_CREAT | (0 if record.tensors else os.O_TRUNC)
+        self._begun[shard.filename] = path  # before it is there: an interrupt may come in between
         file = os.open(path, os.O_RDWR | anew | getattr(os, "O_CLOEXEC", 0), 0o666)
-        self._begun[shard.filename], self._files[shard.filename] = path, (opened := File(file, past_cache(path)))
+        self._files[shard.filename] = opened = File(file, past_cache(path))
         self._turns[file] = threading.Lock()
         self._place.update({name: (opened, offset) for name, offset in shard.offsets.items()})
         if os.fstat(file).st_size > shard.nbytes:
