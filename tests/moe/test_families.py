@@ -19,7 +19,8 @@ PAIRS = [(family, kind) for family in FAMILIES if family.loads for kind in famil
 
 def recipe(model: Path, family: str, shared: bool, gated: bool) -> dict[str, object]:
     entry = {"source_model": str(model)}
-    asked = {"base_model": str(model), "gate_mode": "random", "architecture": family, "experts": [entry] * 3}
+    # small rows: scores far below zero would vanish beside the epsilon that some models add before they divide by their sum
+    asked = {"base_model": str(model), "gate_mode": "uniform_random", "architecture": family, "experts": [entry] * 3}
     return {**asked, "shared_experts": [{**entry, "residual_scale": 0.0}]} if shared else asked
 
 
