@@ -3,9 +3,9 @@
     python tests/interrupt.py FOLDER [POINTS]
 
 Each merge is the command line in a forked process of its own, so that a start costs nothing. A point is a call of the system that
-opens, writes, syncs, renames or removes a file: the process is sent a real signal just before it. Points are spread evenly over
-all such calls of a run; the last ones, in which the files get their names, are taken one by one. Prints JSON: how many calls
-there are, how often each signal hit, how many tensors were taken up again, and what went wrong.
+opens, writes, syncs, renames or removes a file: the process is sent a real signal just before it, or just after. Points are
+spread evenly over all such calls of a run; the last ones, in which the files get their names, are taken one by one. Prints JSON:
+how many calls there are, how often each signal hit, how many tensors were taken up again, and what went wrong.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 CALLS = ("open", "pwrite", "write", "fsync", "fdatasync", "rename", "replace", "unlink", "mkdir", "posix_fallocate")
 
 
-def start(folder: Path, *options: str, stop: tuple[int, int] | None = None) -> int:
+def start(folder: Path, *options: str, stop: tuple[int, int, bool] | None = None) -> int:
     """Fork a process that merges into `folder/out`; its output goes to `folder/said`, the number of its calls to `folder/calls`.
 
-    `stop`: (signal, number of the call before which the process gets it).
+    `stop`: (signal, number of the call with which the process gets it, whether after it).
     """
     if pid := os.fork():
         return pid
@@ -64,9 +64,12 @@ def start(folder: Path, *options: str, stop: tuple[int, int] | None = None) -> i
             with lock:
                 count += 1
                 now = count
-            if stop and now == stop[1]:
+            if stop and (now, False) == stop[1:]:
                 os.kill(os.getpid(), stop[0])
-            return real(*given, **more)
+            result = real(*given, **more)
+            if stop and (now, True) == stop[1:]:
+                os.kill(os.getpid(), stop[0])
+            return result
 
         return call
 
@@ -102,14 +105,17 @@ def run(folder: Path, points: int, layers: int) -> dict[str, object]:
     last = range(calls - points // 2, calls)
     hits, resumed = Counter[str](), list[int]()
     for number, point in enumerate([*(i * calls // (points - len(last)) for i in range(points - len(last))), *last]):
-        stop, code, at_most = SIGNALS[number % len(SIGNALS)], 0, calls
+        stop, after, code, at_most = SIGNALS[number % len(SIGNALS)], bool(number // len(SIGNALS) % 2), 0, calls
         for _ in range(5):  # the journal is written now and then: a run has a few calls more or less
             shutil.rmtree(out, ignore_errors=True)
             at_call = min(point, point - calls + at_most)
-            if code := end(start(folder, "-j", str(1 + number // 2 % 2), stop=(stop, at_call + 1))):
+            if code := end(start(folder, "-j", str(1 + number // 2 % 2), stop=(stop, at_call + 1, after))):
                 break
             at_most = int((folder / "calls").read_text())
-        said, at = (folder / "said").read_text(), f"{stop.name} before call {point + 1} of {calls}"
+        said, at = (
+            (folder / "said").read_text(),
+            f"{stop.name} {'after' if after else 'before'} call {point + 1} of {calls}",
+        )
         if code == 0:
             hits["too late"] += 1
         elif code not in (-stop, 128 + stop):

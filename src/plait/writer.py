@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import xxhash
@@ -101,6 +102,24 @@ def check_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Interrupts and polite kills wait until this is done."""
+    came: list[tuple[int, FrameType | None]] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # they come to no other
+        before = {n: how for n in (signal.SIGINT, signal.SIGTERM) if callable(how := signal.getsignal(n))}
+    for number in before:
+        signal.signal(number, lambda *given: came.append(given))
+    try:
+        yield
+    finally:
+        for number, how in before.items():
+            signal.signal(number, how)
+        for number, frame in came[:1]:
+            before[number](number, frame)
+
+
 class Writer:
     """Fills the shards of a layout; any thread may write any rows of a tensor, each once, in any order.
 
@@ -138,10 +157,11 @@ class Writer:
     def __enter__(self) -> Writer:
         self._made = [p for p in (self.out, *self.out.parents) if not p.exists()]
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self._journal = Journal(self.out, self._key, self._resume, self._force, self._sync)
-            for shard in self._shards:
-                self._begin(shard, self._journal.record)
+            with undisturbed():  # else what an interrupt has just let be made is not known to be ours
+                self.out.mkdir(parents=True, exist_ok=True)
+                self._journal = Journal(self.out, self._key, self._resume, self._force, self._sync)
+                for shard in self._shards:
+                    self._begin(shard, self._journal.record)
             self.hashes = self._found(self._journal.record.tensors)
             self.kept = frozenset(self.hashes)
             self._journal.start()
@@ -158,9 +178,8 @@ class Writer:
         if record.whole and final.exists() and not path.exists():
             final.replace(path)  # it was renamed before the merge stopped
         anew = os.O_CREAT | (0 if record.tensors else os.O_TRUNC)
-        self._begun[shard.filename] = path  # before it is there: an interrupt may come in between
         file = os.open(path, os.O_RDWR | anew | getattr(os, "O_CLOEXEC", 0), 0o666)
-        self._files[shard.filename] = opened = File(file, past_cache(path))
+        self._begun[shard.filename], self._files[shard.filename] = path, (opened := File(file, past_cache(path)))
         self._turns[file] = threading.Lock()
         self._place.update({name: (opened, offset) for name, offset in shard.offsets.items()})
         if os.fstat(file).st_size > shard.nbytes:

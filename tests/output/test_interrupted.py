@@ -72,7 +72,7 @@ def stopped(merge: Merge, out: Path, share: float = 0.5) -> Path:
 def test_stopped_at_fifty_points(tmp_path: Path) -> None:
     """SIGKILL, SIGINT and SIGTERM at 50 points of the run: resumed, every file has an undisturbed run's bytes."""
     done = subprocess.run(
-        [sys.executable, HERE / "interrupt.py", tmp_path, "52"],
+        [sys.executable, HERE / "interrupt.py", tmp_path, "60"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
