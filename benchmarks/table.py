@@ -96,8 +96,8 @@ def _usual(found: dict[str, Any]) -> int:
 def caption(found: dict[str, Any]) -> str:
     return (
         f"{found['machine']}; {found.get('peer', 'no peer')}; inputs of {_usual(found) / 1e9:.2f} GB each in bfloat16, "
-        "in the page cache. Whole processes in turn, start-up included, in a virtual machine that did nothing else; medians of the "
-        "pairs. plait ends when the output is on the disk (`fsync`), as the floor does; mergekit does not wait for that."
+        "in the page cache. Whole processes in turn, start-up included, in a virtual machine that did nothing else; medians of "
+        "the pairs. plait ends when the output is on the disk (`fsync`), as the floor does; mergekit does not wait for that."
     )
 
 
