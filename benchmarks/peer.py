@@ -113,11 +113,16 @@ def made_elsewhere(folder: Path, hidden: int, layers: int) -> list[Path]:
 
 
 def forget(paths: list[Path]) -> None:
-    """Drop files from the page cache."""
+    """Drop files from the page cache, and let some time pass.
+
+    A virtual machine may give freed memory back to its host within seconds, after which each page of it costs time anew; so
+    programs find memory as on a machine where nothing has just been dropped, and all find the same.
+    """
     os.sync()
     for path in paths:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    time.sleep(5)
 
 
 def remember(paths: list[Path]) -> None:

@@ -18,7 +18,7 @@ from plait.run import Ahead, run
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setattr("plait.run.AHEAD", 4096)
-    monkeypatch.setattr("plait.checkpoint.files._cached", lambda file, offset: False)
+    monkeypatch.setattr("plait.checkpoint.ahead.cached", lambda file, offset: False)
     models = [make.model(tmp_path / name, i, hidden=64, vocab=300) for i, name in enumerate("ab")]
     return plait.merge(make.recipe("ties", models[1], base=models[0], parameters={"weight": 1, "density": 0.5})).plan
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.checkpoint import Rows
+from plait.checkpoint.ahead import ahead
 from plait.checkpoint.dtypes import torch_dtype
 from plait.checkpoint.header import Extent
 from plait.errors import ModelError
@@ -107,17 +108,5 @@ class StoredFiles(Files):
         """Tell the system that some bytes of a tensor will be read soon: it fetches what is not in its cache meanwhile."""
         extent = self.extents[name]
         nbytes = min(extent.spec.nbytes - start, nbytes)
-        if hasattr(os, "posix_fadvise") and nbytes > 0:
-            file, offset = self.file(extent.path), extent.offset + start
-            if not (
-                _cached(file, offset) and _cached(file, offset + nbytes - 1)
-            ):  # the system would look at every page
-                os.posix_fadvise(file, offset, nbytes, os.POSIX_FADV_WILLNEED)
-
-
-def _cached(file: int, offset: int) -> bool:
-    """Whether a byte can be had without waiting for a disk, as far as the system says so."""
-    try:
-        return os.preadv(file, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except (AttributeError, OSError):  # no Linux; not there, or a file system that cannot tell
-        return False
+        if nbytes > 0:
+            ahead(self.file(extent.path), extent.offset + start, nbytes)

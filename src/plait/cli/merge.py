@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from plait.cli import _show, _work
+from plait.cli._early import beginnings
 from plait.cli._options import idle, planning, prepared, saving
 
 
@@ -33,7 +34,8 @@ def command(recipe: str, out: str, **options: Any) -> None:
         from plait.publish import ready
 
         ready(options["push_to"])
-    plan = prepared(recipe, options)
+    with beginnings(recipe):
+        plan = prepared(recipe, options)
     saved = _work.save(plan, out, options, resume=options["resume"])
     facts = _work.facts(saved)
     telling = not options["quiet"] and not options["as_json"]
