@@ -49,17 +49,21 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, None when there are none."""
-    path = Path(__file__).with_name("_kernels.so")
-    if os.environ.get("PLAIT_KERNELS", "").lower() in ("off", "0", "no") or not path.is_file():
+    if os.environ.get("PLAIT_KERNELS", "").lower() in ("off", "0", "no"):
         return None
+    return loaded(Path(__file__).with_name("_kernels.so"))
+
+
+def loaded(path: Path) -> ctypes.CDLL | None:
+    """The kernels that were compiled to a file; None where there are none that this machine and this version can call."""
     try:
-        loaded = ctypes.CDLL(str(path))
+        found = ctypes.CDLL(str(path))
         for name, (result, *arguments) in _SIGNATURES.items():
-            function = getattr(loaded, f"plait_{name}")
+            function = getattr(found, f"plait_{name}")
             function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError):  # of another machine, or of an older source
+    except (OSError, AttributeError):  # not there, of another machine, or of an older source
         return None
-    return loaded
+    return found
 
 
 def suit(*tensors: Tensor) -> bool:

@@ -91,67 +91,30 @@ INLINE void cut(float *x, int64_t m, float value, int64_t *left, int inverse, in
         }
 }
 
-typedef uint32_t Words __attribute__((vector_size(4 * LANE), aligned(4), may_alias));
-typedef float Strand __attribute__((vector_size(4 * LANE), aligned(4), may_alias));
-typedef int32_t Signs __attribute__((vector_size(4 * LANE)));
+#define BYTES 16
+#define LEVEL
+#define NAMED(name) name##_16
+#include "vectors.c"
 
-INLINE Words scrambled(Words x) {
-    x ^= x >> 16;
-    x *= 0x21F0AAADu;
-    x ^= x >> 15;
-    x *= 0xD35A2D97u;
-    x ^= x >> 15;
-    return x;
-}
+#ifdef LEVELS
+#define BYTES 32
+#define LEVEL __attribute__((target("arch=x86-64-v3")))
+#define NAMED(name) name##_32
+#include "vectors.c"
 
-INLINE Words exchanged(Words x) { return x << 16 | x >> 16; }
+#define BYTES 64
+#define LEVEL __attribute__((target("arch=x86-64-v4")))
+#define NAMED(name) name##_64
+#include "vectors.c"
+#endif
 
-/* x times `yes` where all bits of `kept` are set, `no` where none is */
-INLINE void choose(float *x, Words kept, uint32_t yes, uint32_t no) {
-    *(Strand *)x *= (Strand)((kept & yes) | (~kept & no));
-}
-
-/* x times 1 or 0, by chance, times `scale`: x * 0 * scale is x * (0 * scale), signs and NaN included. What was drawn in an
- * earlier pass is not drawn again. x has room for whole LANEs. */
-INLINE void drop(const Stage *s, float scale, float *restrict x, int64_t at, int64_t m) {
-    double threshold = ceil((double)s->value * 0x1p24); /* number / 2^24 < density, in whole numbers */
-    uint32_t limit = threshold <= 0 ? 0 : (uint32_t)threshold << 8;
-    uint32_t key1 = s->key1, key2 = s->key2, low = s->low + (uint32_t)at;
-    float yes = 1.0f * scale, no = 0.0f * scale;
-    uint32_t yes_bits = float_to_bits(yes), no_bits = float_to_bits(no);
-    int64_t first = (int64_t)s->low + at, known = s->drawn && first % LANE == 0 ? s->drawn->count : -1;
-    int recall = first + m <= known;
-    if (!recall && first != known) {
-        uint32_t bits[STRIP];
-        draw(key1, key2, low, bits, m);
-        for (int64_t i = 0; i < m; i++) x[i] *= bits[i] < limit ? yes : no;
-        return;
-    }
-    Words count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    count += key1;
-    for (int64_t i = 0, lane = first / LANE, stop; i < m; lane = (first + i) / LANE) {
-        Words *place = (Words *)s->drawn->words[lane / WORD], words = *place, bit = {0};
-        stop = i + (WORD - lane % WORD) * LANE < m ? i + (WORD - lane % WORD) * LANE : m;
-        if (recall) {
-            for (words <<= lane % WORD; i < stop; i += LANE, words += words)
-                choose(x + i, (Words)((Signs)words >> (WORD - 1)), yes_bits, no_bits);
-            continue;
-        }
-        bit += 1u << (WORD - 1) >> lane % WORD;
-        while (i < stop) {
-            Words word = scrambled(scrambled(count + (uint32_t)(lane / 2 * LANE)) + key2);
-            if (lane % 2) word = exchanged(word);
-            for (int second = lane % 2; second < 2 && i < stop; second++, lane++, i += LANE, bit >>= 1) {
-                Words kept = (Words)(word < limit);
-                words |= kept & bit;
-                choose(x + i, kept, yes_bits, no_bits);
-                word = exchanged(word);
-            }
-        }
-        *place = words;
-    }
-    s->drawn->count += recall ? 0 : m;
-}
+#define IS(level) __builtin_cpu_supports("x86-64-" level)
+#ifdef CHOSEN
+#elif defined(LEVELS)
+#define CHOSEN(name) (IS("v4") ? name##_64 : IS("v3") ? name##_32 : name##_16)
+#else
+#define CHOSEN(name) name##_16
+#endif
 
 /* `scale` is that of a SCALE which follows; only DROP takes it over */
 INLINE void stage(const Stage *s, float scale, float *restrict x, int64_t at, int64_t m) {
@@ -166,7 +129,7 @@ INLINE void stage(const Stage *s, float scale, float *restrict x, int64_t at, in
         const uint8_t *mask = s->mask + at;
         for (int64_t i = 0; i < m; i++) x[i] *= (float)mask[i];
     } else
-        drop(s, scale, x, at, m);
+        CHOSEN(drop)(s, scale, x, at, m);
 }
 
 #define SIZE(dtype) ((dtype) == F32 ? 4 : 2)
@@ -400,49 +363,7 @@ FAST int plait_finite(const void *x, int dtype, int64_t n) {
     return !odd;
 }
 
-/* half of the lanes */
-#define HALF (LANES / 2)
-typedef float Floats __attribute__((vector_size(4 * HALF), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(4 * HALF)));
-typedef double Doubles __attribute__((vector_size(8 * HALF)));
-
-INLINE Doubles wide(const float *x) { return __builtin_convertvector(*(const Floats *)x, Doubles); }
-
-INLINE Doubles magnitude(const float *x) {
-    Floats cleared = (Floats)((Ints)(*(const Floats *)x) & 0x7FFFFFFF);
-    return __builtin_convertvector(cleared, Doubles);
-}
-
-/* Adds to `count` sums, in lanes, the terms of k inputs' entries, of which there are whole LANES: side by side, so that no
- * addition waits for another. */
-#define SUMS(name, load, count, terms)                                                             \
-    INLINE void name(int k, float (*x)[STRIP], int64_t m, Doubles (*lane)[2]) {                    \
-        Doubles own[2][count], e[MOST];                                                            \
-        for (int c = 0; c < count; c++) own[0][c] = lane[c][0], own[1][c] = lane[c][1];            \
-        for (int64_t i = 0; i < m; i += LANES)                                                     \
-            for (int h = 0; h < 2; h++) {                                                          \
-                for (int j = 0; j < k; j++) e[j] = load(x[j] + i + h * HALF);                      \
-                terms                                                                              \
-            }                                                                                      \
-        for (int c = 0; c < count; c++) lane[c][0] = own[0][c], lane[c][1] = own[1][c];            \
-    }
-#define EACH for (int j = 0; j < k; j++)
-#define PAIRS for (int a = 0, c = 0; a < k; a++) for (int b = a; b < k; b++, c++)
-SUMS(products_of, wide, k * (k + 1) / 2, PAIRS own[h][c] += e[a] * e[b];)
-SUMS(squares_of, wide, k, EACH own[h][j] += e[j] * e[j];)
-SUMS(lengths_of, magnitude, k, EACH own[h][j] += e[j];)
-
-CONTRACTED static void products(int k, float (*x)[STRIP], int64_t m, Doubles (*lane)[2]) {
-#define BODY(k) products_of(k, x, m, lane)
-    FOR_COUNT(k, BODY)
-#undef BODY
-}
-
-CONTRACTED static void squares(int k, float (*x)[STRIP], int64_t m, Doubles (*lane)[2]) {
-#define BODY(k) squares_of(k, x, m, lane)
-    FOR_COUNT(k, BODY)
-#undef BODY
-}
+typedef void Add(int k, float (*x)[STRIP], int64_t m, double (*lane)[LANES]);
 
 /* whole LANES of entries, what is added being 0 */
 INLINE int64_t padded(int k, float (*x)[STRIP], int64_t m) {
@@ -459,7 +380,8 @@ enum { PRODUCTS, LENGTHS, SQUARES };
 FAST int plait_sums(Group *g, int kind, int64_t n, int64_t block, double *out) {
     float x[MOST][STRIP], base[STRIP];
     Window window;
-    Doubles lane[MOST * (MOST + 1) / 2][2];
+    double lane[MOST * (MOST + 1) / 2][LANES] __attribute__((aligned(8 * LANES)));
+    Add *add = kind == PRODUCTS ? CHOSEN(products) : kind == SQUARES ? CHOSEN(squares) : CHOSEN(lengths);
     int k = g->count, width = kind == PRODUCTS ? k * (k + 1) / 2 : kind == LENGTHS ? 2 * k : k;
     for (int64_t begin = 0; begin < n; begin += block, out += width) {
         int64_t end = n - begin < block ? n : begin + block;
@@ -469,24 +391,21 @@ FAST int plait_sums(Group *g, int kind, int64_t n, int64_t block, double *out) {
             m = stop - at < STRIP ? stop - at : STRIP;
             if (kind != LENGTHS) {
                 gather(g, &window, at, m, base, x);
-                if (kind == SQUARES)
-                    squares(k, x, padded(k, x, m), lane);
-                else
-                    products(k, x, padded(k, x, m), lane);
+                add(k, x, padded(k, x, m), lane);
                 continue;
             }
             bottom(g, &window, at, m, base);
             for (int j = 0; j < k; j++) {
                 bare(g, &window, j, base, at, m, x[0]);
-                lengths_of(1, x, padded(1, x, m), lane + j);
+                add(1, x, padded(1, x, m), lane + j);
                 if (!g->inputs[j].stages) continue;
                 staged(g, j, at, m, x[0]);
-                lengths_of(1, x, padded(1, x, m), lane + k + j);
+                add(1, x, padded(1, x, m), lane + k + j);
             }
         }
         for (int c = 0; c < width; c++) {
             double total = 0;
-            for (int l = 0; l < LANES; l++) total += lane[c][l / HALF][l % HALF];
+            for (int l = 0; l < LANES; l++) total += lane[c][l];
             out[c] = total;
         }
         if (kind == LENGTHS)

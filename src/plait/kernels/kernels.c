@@ -18,13 +18,15 @@
 #pragma GCC optimize("no-tree-loop-distribution") /* it would work things out twice to store them in two loops */
 #pragma GCC diagnostic ignored "-Wpsabi"          /* no vector leaves this file */
 #endif
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && __GNUC__ >= 12 /* which can tell processors apart */
+#include <immintrin.h>
+#define LEVELS
+#endif
+#ifdef FAST /* given with CHOSEN of fused.c: for one kind of processor alone, as tests want it */
+#elif defined(LEVELS)
 #define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-/* where products are exact, as those of two floats are in doubles: multiplied and added at once they are the same */
-#define CONTRACTED FAST __attribute__((optimize("fp-contract=fast")))
 #else
 #define FAST
-#define CONTRACTED
 #endif
 #define STRIP 960 /* entries that are taken through all steps at once: a few such arrays fit into the first cache */
 #define LANES 16
