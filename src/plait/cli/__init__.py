@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import importlib
 import os
 import pkgutil
@@ -69,6 +71,8 @@ def main(args: list[str] | None = None) -> Any:
 
     if args is None:  # a process of our own: a polite kill cleans up like Ctrl-C
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        gc.set_threshold(20_000, 10, 10)  # what is loaded stays: it is looked through for garbage less often,
+        atexit.register(gc.freeze)  # and at the end not at all
     try:
         code = cli.main(args, prog_name="plait", standalone_mode=False)
     except BrokenPipeError:
