@@ -21,7 +21,7 @@ from pathlib import Path
 from plait.kernels.fused import Buffer, within
 
 PAGE = 4096  # bytes; offsets, addresses and lengths that every such file takes are multiples of it
-BLOCK = 1 << 21  # bytes that are written at once, mostly
+BLOCK = 1 << 23  # bytes that are written at once, mostly: each wakes threads, which costs a virtual machine much
 THREADS = 2  # that write
 WAITING = 4  # blocks that are written or wait for it; whoever has another to write waits
 SMALL = 1 << 19  # bytes of a tensor that is not worth a block
@@ -72,9 +72,13 @@ def past_cache(path: Path) -> int:
 
 
 class Disk:
-    """The threads that write, and the memory of blocks. `error`: the first thing that went wrong; nothing is written after it."""
+    """The threads that write, and the memory of blocks. `error`: the first thing that went wrong; nothing is written after it.
 
-    def __init__(self) -> None:
+    `block`: bytes of a block, where memory is scarce; never more than BLOCK.
+    """
+
+    def __init__(self, block: int | None = None) -> None:
+        self.block = min(BLOCK, block or BLOCK)
         self.error: Exception | None = None
         self._pool = ThreadPoolExecutor(THREADS, "plait-disk")
         self._turns = threading.BoundedSemaphore(WAITING)
@@ -134,7 +138,7 @@ class Flow:
                 self._disk.give(self._memory)
                 self._memory = None
         if self._memory is None:
-            whole = max(self._filled + nbytes, BLOCK + PAGE)
+            whole = max(self._filled + nbytes, self._disk.block + PAGE)
             self._memory = self._disk.take(whole + -whole % PAGE)
             self._memory[: self._filled] = self._carried
         return within(self._memory, self._filled, nbytes)
@@ -146,7 +150,7 @@ class Flow:
             return
         view = view.cast("B")
         while view:
-            part, view = view[:BLOCK], view[BLOCK:]
+            part, view = view[: self._disk.block], view[self._disk.block :]
             self.room(part.nbytes).view[:] = part
             self._filled += part.nbytes
 

@@ -25,7 +25,7 @@ from plait.types import DTYPES, TensorSpec
 
 _SAMPLED, _PLACES = 1 << 12, 32  # entries that a sample takes from one place, and from how many
 PIECE = 1 << 18  # entries of a piece: a few such float32 buffers fit into a core's cache
-ROOMY = 8  # bytes of the result for each entry of a piece, where it takes memory for its result only
+ROOMY = 32  # bytes of the result for each entry of a piece, where it takes memory for its result only
 LOOK = 1 << 22  # entries of a piece that is only looked at, and takes no memory
 
 #: where a piece may be put for whoever takes it: (first row, bytes); None: anywhere

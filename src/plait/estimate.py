@@ -15,7 +15,7 @@ from plait.blocks import BLOCK, PAGE, WAITING
 from plait.checkpoint import held_nbytes
 from plait.checkpoint.directory import SafetensorsFiles
 from plait.checkpoint.dtypes import torch_dtype
-from plait.compute import PIECE, Copy, Stored, Task, merge_tensors
+from plait.compute import PIECE, ROOMY, Copy, Stored, Task, merge_tensors
 from plait.errors import PlaitError
 from plait.kernels import fused
 from plait.lazy import np, torch
@@ -172,7 +172,7 @@ def _pieces(plan: Plan, step: Step, piece: int) -> int:
 
 def _block(plan: Plan, piece: int) -> int:
     """Bytes of what is written at once: of a block, or of a piece that is larger, having long rows."""
-    largest = BLOCK
+    largest = min(BLOCK, ROOMY * piece)
     for step in _kinds(plan).values():
         made = task(plan, step, in_order=True, piece=piece)
         cuts = made.cuts() if isinstance(made, Copy) else made.cuts(made.written)

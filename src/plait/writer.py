@@ -125,7 +125,7 @@ class Writer:
 
     `key` says what decides the bytes; with `resume`, tensors that a merge with the same key has finished, and whose bytes still
     have their hash, are `kept`. Left with an error, the shards stay for another `resume` if a tensor is finished for good;
-    otherwise, and with `discard`, what was begun is removed.
+    otherwise, and with `discard`, what was begun is removed. `block`: see `Disk`.
     """
 
     def __init__(
@@ -137,6 +137,7 @@ class Writer:
         *,
         resume: bool = False,
         force: bool = False,
+        block: int | None = None,
     ) -> None:
         self.out, self._shards, self._specs = out, shards, specs
         self._key, self._resume, self._force = key, resume, force
@@ -148,7 +149,7 @@ class Writer:
         self._states: dict[str, _State] = {}
         self._lock = threading.Lock()
         self._turns: dict[int, threading.Lock] = {}  # of a shard's descriptor
-        self._disk = Disk()
+        self._disk = Disk(block)
         self._journal: Journal | None = None
         self.hashes: dict[str, str] = {}
         self.kept: frozenset[str] = frozenset()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import make
 import plait
 import plait.blocks as blocks
-from plait.blocks import BLOCK, PAGE, WAITING, Disk, File, Flow, past_cache
+from plait.blocks import PAGE, WAITING, Disk, File, Flow, past_cache
 from plait.errors import OutputError
 
 
@@ -49,11 +49,10 @@ def test_bytes_in_place(offset: int, pieces: list[int], own: list[bool], past: b
     noise = np.random.default_rng(sum(pieces))
     before = noise.integers(0, 256, offset + sum(pieces) + 2 * PAGE + 5, np.uint8).tobytes()
     data = noise.integers(0, 256, sum(pieces), np.uint8).tobytes()
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         path.write_bytes(before)
-        file, disk, landed = opened(path, past), Disk(), list[bytes]()
-        patch.setattr(blocks, "BLOCK", block)
+        file, disk, landed = opened(path, past), Disk(block), list[bytes]()
         flow = Flow(disk, file, offset, lambda: landed.append(path.read_bytes()))
         at = 0
         for size, lent in zip(pieces, own, strict=False):
@@ -112,8 +111,7 @@ def test_a_system_that_refuses(where: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(os, "pwrite", picky)
     data = os.urandom(10 * PAGE)
-    file, disk = opened(where, past=True), Disk()
-    monkeypatch.setattr(blocks, "BLOCK", PAGE)
+    file, disk = opened(where, past=True), Disk(PAGE)
     flow = Flow(disk, file, 0, lambda: None)
     flow.add(memoryview(data))
     flow.end()
@@ -125,10 +123,9 @@ def test_a_system_that_refuses(where: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_no_more_than_a_few_blocks(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who computes waits for a disk that is slower."""
-    monkeypatch.setattr(blocks, "BLOCK", PAGE)
     real, go = os.pwrite, threading.Event()
     monkeypatch.setattr(os, "pwrite", lambda *given: (go.wait(), real(*given))[1])
-    file, disk, added = opened(where, past=True), Disk(), list[int]()
+    file, disk, added = opened(where, past=True), Disk(PAGE), list[int]()
 
     def work() -> None:
         flow = Flow(disk, file, 0, lambda: None)
@@ -164,9 +161,10 @@ def test_a_merge_writes_past_the_cache(recipe: dict[str, object], where: Path, m
         return real(file, view, offset)
 
     monkeypatch.setattr(os, "pwrite", spy)
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 18)
     saved = plait.merge(recipe).save(where.parent / "out")
     large = sum(s.nbytes for s in plait.merge(recipe).specs.values() if s.nbytes >= blocks.SMALL)
-    assert large > 2 * BLOCK
+    assert large > 8 * blocks.BLOCK
     assert large - 2 * PAGE * saved.tensors <= sum(past) <= large
     monkeypatch.setattr("plait.writer.past_cache", lambda path: -1)
     monkeypatch.setattr(os, "pwrite", lambda *given: real(*given))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from plait.compute import ROOMY
 from plait.device import devices, refuse_limit
 from plait.errors import OutputError, reason
 from plait.estimate import portions
@@ -105,7 +106,7 @@ def save(
     check_output(out, space, _inputs(plan), begins or anew)
     again = force or stage is not None
     decides = {**key(facts), "files written": times(plan, before)}
-    with Writer(out, plan.shards, plan.specs, decides, resume=resume, force=again) as writer:
+    with Writer(out, plan.shards, plan.specs, decides, resume=resume, force=again, block=ROOMY * piece) as writer:
         if progress:
             progress(sum(plan.specs[name].nbytes for name in writer.kept))
         try:
