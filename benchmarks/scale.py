@@ -3,8 +3,8 @@
     python benchmarks/scale.py [--peer PATH/TO/mergekit-yaml] [--folder FOLDER]
 
 Models of many small tensors are planned and merged: the seconds for each tensor must not grow. Recipes of a 70B model and of a
-mixture with 60,000 tensors are checked and planned from sparse files; nothing is read. Then a slice of the 70B model is merged,
-and what it took is next to what its plan said.
+mixture with 60,000 tensors are checked and planned from sparse files; nothing is read. Then models of 1.3 GB are merged (with the
+recipes of `peer.py`), and what that took is next to what the plans said.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import yaml
 from measure import measured, plait
+from peer import made_elsewhere, recipes
 from sparse import sparse
 
 Shapes = dict[str, tuple[int, ...]]
@@ -118,12 +120,24 @@ def main() -> None:
                 flush=True,
             )
 
-        print("\n| one layer of the 70B model | plan says | took |\n|---|---:|---:|")
-        layer = {name: shape for name, shape in large["70B, ties of 2"].items() if ".layers.0." in name}
-        recipe = pair(folder, layer)
-        t, took = plan(recipe, folder), measured(plait("merge", recipe, out, "--quiet"), folder)
-        print(f"| memory, MB | {t['memory_bytes'] / 1e6:.0f} | {took.peak * 1.048576:.0f} |")
-        print(f"| seconds of computing, of the process | {t['compute_seconds']:.1f} | {took.wall:.1f} |")
+        print("\n| merge of real numbers | plan says: s, MB | took: s after starting, MB |\n|---|---:|---:|")
+        inputs = made_elsewhere(folder, 2048, 16)  # and so they are in the page cache
+        tiny, path = made_elsewhere(folder / "tiny", 64, 1), folder / "recipe.yml"
+        (start := folder / "start.yml").write_text(yaml.safe_dump(recipes(tiny, 1)["linear"]))
+        for title, recipe in recipes(inputs, 16).items():
+            path.write_text(yaml.safe_dump(recipe))
+            t, walls, peak = plan(path, folder), [], 0.0
+            for _ in range(3):
+                for sign, merged in ((-1, start), (1, path)):
+                    took = measured(plait("merge", merged, out, "--quiet"), folder)
+                    shutil.rmtree(out)
+                    walls.append(sign * took.wall)
+                    peak = max(peak, took.peak * 1.048576)
+            wall = median(a + b for a, b in zip(walls[::2], walls[1::2], strict=True))
+            print(
+                f"| {title} | {t['compute_seconds']:.1f}, {t['memory_bytes'] / 1e6:.0f} | {wall:.1f}, {peak:.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

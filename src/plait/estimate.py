@@ -1,15 +1,17 @@
-"""What a plan will cost, told before the work: bytes, memory, seconds of computing measured on a sample."""
+"""What a plan will cost, told before the work: bytes, memory, and, of a sample, the seconds with inputs in the page cache."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import BinaryIO, cast
 
 from plait.blocks import BLOCK, PAGE, WAITING
 from plait.checkpoint import held_nbytes
@@ -31,13 +33,14 @@ TORCH = 260 << 20  # resident bytes that loading PyTorch takes
 ROOM = (
     20 << 20
 )  # and what is loaded last, when the weights are written: the card's templates, threads, buffers of files
+SAMPLE = 1 << 22  # entries of each input: more than the processor's caches hold
 #: pieces to try under a limit: the usual ones, and smaller ones, which take longer
 PIECES = tuple(PIECE >> k for k in range(8))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes read and written, peak resident bytes of the process, seconds of computing on all threads."""
+    """Bytes read and written, peak resident bytes of the process, seconds of computing and copying on all threads."""
 
     read_nbytes: int
     write_nbytes: int
@@ -209,36 +212,58 @@ def _sample(plan: Plan, step: Step, codes: tuple[str, ...]) -> tuple[float, tupl
         shrink = min(1.0, math.sqrt(PIECE / math.prod(step.spec.shape[-2:])))
         rows, columns = (max(2, math.ceil(side * shrink)) for side in step.spec.shape[-2:])
     else:
-        rows = min(rows, block_rows(columns) * math.ceil(PIECE / max(1, block_rows(columns) * columns)))
-    once = (_stored_run if made.fused else _tensor_run)(made, rows, columns, codes)
+        size = SAMPLE if made.fused else PIECE
+        rows = min(rows, block_rows(columns) * math.ceil(size / max(1, block_rows(columns) * columns)))
     best = math.inf
-    for _ in range(2):
-        begun = time.thread_time()  # others may use the cores meanwhile
-        once()
-        best = min(best, time.thread_time() - begun)
+    with (_stored_run if made.fused else _tensor_run)(made, rows, columns, codes) as once:
+        for _ in range(2):
+            begun = time.thread_time()  # others may use the cores meanwhile
+            once()
+            best = min(best, time.thread_time() - begun)
     return best, (rows, columns)
 
 
-def _stored_run(made: Task, rows: int, columns: int, codes: Sequence[str]) -> Callable[[], None]:
-    """What the kernels do with random numbers, without PyTorch."""
+@contextmanager
+def _stored_run(made: Task, rows: int, columns: int, codes: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """What the kernels do with random numbers that they read from files in the cache, without PyTorch."""
     noise = np.random.default_rng(0)
+    some = min(rows, block_rows(columns) * math.ceil(PIECE / max(1, block_rows(columns) * columns)))
 
-    def stored(code: str) -> Stored:
-        x = (noise.standard_normal((rows, columns)) * 0.02).astype("<f2" if code == "F16" else "<f4")
+    def stored(code: str, number: int) -> Stored:
+        x = (noise.standard_normal((some, columns)) * 0.02).astype("<f2" if code == "F16" else "<f4")
         if code == "BF16":
             x = (x.view("<u4") >> 16).astype("<u2")
-        return Stored(code, lambda row, stop, _into: (x[row:stop].ctypes.data, x))
+        file, stride = files.enter_context(_memory_file()), x.nbytes // some
+        for row in range(0, rows, some):
+            file.write(x[: rows - row].data)
 
-    sample = replace(made, shape=(rows, columns), stored=[stored(code) for code in codes])
+        def read(row: int, stop: int, into: fused.Buffer | None) -> tuple[int, None]:
+            buffer = into or fused.buffer(f"input {number}", stride * (stop - row))
+            file.seek(row * stride)
+            file.readinto(buffer.view[: stride * (stop - row)])
+            return buffer.address, None
 
-    def once() -> None:
-        for _ in replace(sample, memo={}).run(check=False):
-            pass
+        return Stored(code, read, place=lambda row: (file.fileno(), row * stride))
 
-    return once
+    with ExitStack() as files:
+        sample = replace(made, shape=(rows, columns), stored=[stored(code, i) for i, code in enumerate(codes)])
+
+        def once() -> None:
+            for _ in replace(sample, memo={}).run(check=False):
+                pass
+
+        yield once
 
 
-def _tensor_run(made: Task, rows: int, columns: int, codes: Sequence[str]) -> Callable[[], None]:
+def _memory_file() -> BinaryIO:
+    """A file that is on no disk, where the system has such."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("plait"), "w+b", buffering=0)
+    return cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
+
+
+@contextmanager
+def _tensor_run(made: Task, rows: int, columns: int, codes: Sequence[str]) -> Iterator[Callable[[], None]]:
     """What PyTorch does with random numbers, on one thread."""
     noise = torch.Generator().manual_seed(0)
     sample = [(torch.randn(rows, columns, generator=noise) * 0.02).to(torch_dtype(code)) for code in codes]
@@ -249,4 +274,4 @@ def _tensor_run(made: Task, rows: int, columns: int, codes: Sequence[str]) -> Ca
             one_thread()
             merge_tensors(made.method, made.params, models, base, name=made.name, dtype=torch_dtype(made.dtype))
 
-    return once
+    yield once

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from plait.bricks import bricks
 from plait.errors import PlaitError, PlanError, Problems
 from plait.estimate import estimate
 from plait.facts import plan_json
+from plait.kernels import fused
 from plait.methods import registry
 from plait.plan import Plan
 from plait.plan.choice import Choices
@@ -464,6 +468,27 @@ def test_json(models: list[Path]) -> None:
     assert {step["shard"] for step in facts["steps"]} == {shard["file"] for shard in facts["shards"]}
     assert facts["totals"]["write_bytes"] == sum(shard["bytes"] for shard in facts["shards"])
     assert facts["totals"]["read_bytes"] == 3 * sum(spec.nbytes for spec in plan.specs.values())
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("method", ["linear", "dare_ties", "della", "model_stock"])
+def test_seconds(method: str, memory: bool, models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample of each kind of step is run from files, on whatever system, and they are closed."""
+    if not memory:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    read, real = Counter[str](), fused.Merged.write
+
+    def spy(merged: fused.Merged, *given: Any) -> bool:
+        read.update("file" if x.place.file >= 0 else "memory" for x in merged.inputs)
+        return real(merged, *given)
+
+    monkeypatch.setattr(fused.Merged, "write", spy)
+    plan = planned(make.recipe(method, *models[1:], base=models[0], parameters={"weight": 0.5, "density": 0.5}))
+    assert estimate(plan).seconds > 0  # the models' own files stay open
+    before = sorted(os.listdir("/proc/self/fd")) if sys.platform == "linux" else []
+    estimate(plan)
+    assert set(read) == {"memory" if method == "della" else "file"}  # rows are read before they are ranked
+    assert before == (sorted(os.listdir("/proc/self/fd")) if sys.platform == "linux" else [])
 
 
 def test_all_problems_at_once(models: list[Path], tmp_path: Path) -> None:
