@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import BinaryIO, cast
+from io import FileIO
+from typing import cast
 
 from plait.blocks import BLOCK, PAGE, WAITING
 from plait.checkpoint import held_nbytes
@@ -255,11 +256,11 @@ def _stored_run(made: Task, rows: int, columns: int, codes: Sequence[str]) -> It
         yield once
 
 
-def _memory_file() -> BinaryIO:
+def _memory_file() -> FileIO:
     """A file that is on no disk, where the system has such."""
     if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("plait"), "w+b", buffering=0)
-    return cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
+        return FileIO(os.memfd_create("plait"), "w+")
+    return tempfile.TemporaryFile(buffering=0)
 
 
 @contextmanager

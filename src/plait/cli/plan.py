@@ -43,5 +43,5 @@ def command(recipe: str, as_json: bool, num_threads: int | None, max_memory: int
         f"{len(plan.steps)} tensors, {len(plan.shards)} shard{'s' * (len(plan.shards) > 1)}; "
         f"reads {_show.size(cost.read_nbytes)}, writes {_show.size(cost.write_nbytes)}, "
         f"holds {_show.size(cost.memory)} of memory in all; "
-        f"takes about {_show.seconds(cost.seconds)} on {cost.threads} threads (from a sample), or what the disk needs"
+        f"takes about {_show.seconds(cost.seconds)} on {cost.threads} threads (from a sample), more where the disk is slower"
     )
