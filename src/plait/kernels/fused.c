@@ -5,7 +5,7 @@
  * Included by kernels.c. What is done to an entry is what the functions there, and the PyTorch code in ops/, do to it.
  */
 #define MOST 16             /* inputs */
-#define WINDOW (32 * STRIP) /* entries of an input that are read at once */
+#define WINDOWS (512 * STRIP) /* bytes of all inputs that are read at once: they stay in the second cache */
 #define STAGES 3 /* of an input */
 #define WORD 32  /* bits */
 #define INLINE static inline __attribute__((always_inline))
@@ -149,9 +149,13 @@ static int bring(const Source *s, int64_t at, int64_t m, const char **data) {
     return 0;
 }
 
-/* brings the entries of all inputs from `at` on; returns where they end, `stop` at most, or 0 for a failure */
-static int64_t look(Group *g, Window *w, int64_t at, int64_t stop) {
-    int64_t end = stop - at < WINDOW ? stop : at + WINDOW;
+/* brings the entries of all inputs from `at` on; returns where they end, `stop` at most, or 0 for a failure. Where it ends before
+ * that, it does after whole STRIPs of a block. */
+static int64_t look(Group *g, Window *w, int64_t at, int64_t stop, int64_t block) {
+    int64_t size = g->base.dtype < 0 ? 0 : SIZE(g->base.dtype);
+    for (int j = 0; j < g->count; j++) size += SIZE(g->inputs[j].source.dtype);
+    int64_t end = at + WINDOWS / size;
+    end = stop <= end ? stop : end - end % block % STRIP;
     int error = 0;
     w->base = 0;
     if (g->base.dtype >= 0) {
@@ -335,7 +339,7 @@ FAST int plait_merge(
     Window window;
     int finite = 1;
     for (int64_t at = 0, end = 0, m; at < n; at += m) {
-        if (at == end && !(end = look(g, &window, at, n))) return -1;
+        if (at == end && !(end = look(g, &window, at, n, n))) return -1;
         m = end - at < STRIP ? end - at : STRIP;
         gather(g, &window, at, m, base, x);
         if (how == SUM)
@@ -383,12 +387,13 @@ FAST int plait_sums(Group *g, int kind, int64_t n, int64_t block, double *out) {
     double lane[MOST * (MOST + 1) / 2][LANES] __attribute__((aligned(8 * LANES)));
     Add *add = kind == PRODUCTS ? CHOSEN(products) : kind == SQUARES ? CHOSEN(squares) : CHOSEN(lengths);
     int k = g->count, width = kind == PRODUCTS ? k * (k + 1) / 2 : kind == LENGTHS ? 2 * k : k;
-    for (int64_t begin = 0; begin < n; begin += block, out += width) {
+    for (int64_t begin = 0, stop = 0; begin < n; begin += block, out += width) {
         int64_t end = n - begin < block ? n : begin + block;
         memset(lane, 0, (size_t)width * sizeof lane[0]);
-        for (int64_t at = begin, stop = begin, m; at < end; at += m) {
-            if (at == stop && !(stop = look(g, &window, at, end))) return -1;
-            m = stop - at < STRIP ? stop - at : STRIP;
+        for (int64_t at = begin, m; at < end; at += m) {
+            if (at == stop && !(stop = look(g, &window, at, n, block))) return -1;
+            m = end - at < STRIP ? end - at : STRIP;
+            m = stop - at < m ? stop - at : m;
             if (kind != LENGTHS) {
                 gather(g, &window, at, m, base, x);
                 add(k, x, padded(k, x, m), lane);
@@ -420,7 +425,7 @@ FAST int plait_select(Group *g, Bracket *brackets, int count, int64_t n) {
     float x[MOST][STRIP], base[STRIP], apart[STRIP];
     Window window;
     for (int64_t at = 0, end = 0, m; at < n; at += m) {
-        if (at == end && !(end = look(g, &window, at, n))) return -1;
+        if (at == end && !(end = look(g, &window, at, n, n))) return -1;
         m = end - at < STRIP ? end - at : STRIP;
         gather(g, &window, at, m, base, x);
         for (int c = 0; c < count; c++) {
@@ -462,7 +467,7 @@ FAST int plait_magnitudes(Group *g, int apart, int64_t n, uint32_t *out, int64_t
     float x[MOST][STRIP], base[STRIP], spread[STRIP];
     Window window;
     for (int64_t at = 0, end = 0, m; at < n; at += m) {
-        if (at == end && !(end = look(g, &window, at, n))) return -1;
+        if (at == end && !(end = look(g, &window, at, n, n))) return -1;
         m = end - at < STRIP ? end - at : STRIP;
         gather(g, &window, at, m, base, x);
         if (apart) variance(g->count, x, m, spread);
@@ -616,7 +621,7 @@ FAST int plait_ranked(Group *g, int64_t rows, int64_t columns, double low, doubl
         uint8_t *kept = mask + row * columns;
         for (int64_t at = 0, m; at < columns; at += m) {
             int64_t from = row * columns + at;
-            if (from == end && !(end = look(g, &window, from, rows * columns))) return -1;
+            if (from == end && !(end = look(g, &window, from, rows * columns, rows * columns))) return -1;
             m = columns - at < STRIP ? columns - at : STRIP;
             m = end - from < m ? end - from : m;
             bottom(g, &window, from, m, base);
