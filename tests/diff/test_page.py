@@ -168,6 +168,7 @@ def test_terminal(family: list[str], page: tuple[Path, dict]) -> None:
     [
         (["{0}", "nowhere/at-all/x"], "there is no nowhere/at-all/x"),
         (["{0}", "{other}"], "the models share no tensor"),
+        (["{packed}", "{packed}/"], "model.embed_tokens.weight uint8[4, 8]"),
         (["{0}", "{1}", "--page", "nowhere/page.html"], "there is no folder"),
         (["{0}", "{1}", "--page", "/proc/page.html"], "cannot be written"),
     ],
@@ -177,7 +178,9 @@ def test_refused(
 ) -> None:
     """What cannot be compared or written is told in words, and the exit code is 2."""
     other = make.write(tmp_path / "other", {"model.embed_tokens.weight": torch.zeros(7, 3)}, settings={})
-    words = [word.format(*family, other=other) for word in arguments]
+    codes = {"model.embed_tokens.weight": torch.zeros(4, 8, dtype=torch.uint8)}
+    packed = make.write(tmp_path / "packed", codes, settings={})
+    words = [word.format(*family, other=other, packed=packed) for word in arguments]
     with pytest.raises(SystemExit) as ended:
         main(["diff", *words, "--quiet"])
     assert ended.value.code == 2

@@ -78,6 +78,18 @@ def test_merge_with_a_loaded_method(tmp_path: Path) -> None:
     assert all(torch.equal(kept[name], first[name]) for name in first)
 
 
+@pytest.mark.parametrize("when", ["planning", "merging"])
+def test_a_method_that_fails(when: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """A bug in the user's own file is told with its line: while planning, or from a thread of the merge."""
+    file = written(tmp_path, "mine", "[][len(p.weight)]")
+    if when == "merging":
+        file.write_text(file.read_text().replace("Params, gives", "Params, first=lambda pieces, p: None, gives"))
+    recipe = make.write_json(tmp_path / "r.yml", make.recipe("mine", make.model(tmp_path / "a")))
+    told = refused(f"{file}, line 18, mine failed", "merge", recipe, tmp_path / "out", "--load", file)
+    assert "IndexError: list index out of range" in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`plait methods --check` says that a good method keeps the contract, and what a bad one breaks, with exit 2."""
     assert exits("methods", "--check", written(tmp_path, "good")) == 0

@@ -78,27 +78,27 @@ def main(args: list[str] | None = None) -> Any:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    except (PlaitError, OSError) as error:
-        told = error if isinstance(error, PlaitError) else _of_the_system(error)
-        if told is None:
-            raise
-        for line in f"error: {told}".split("\n"):
-            click.echo(_show.fitted(line, 10 if line.startswith("  ") else 2, stderr=True), err=True)
-        sys.exit(2)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
         sys.exit(130)
+    except Exception as error:
+        told = error if isinstance(error, PlaitError) else _of_the_system(error) or _of_a_loaded_file(error)
+        if told is None:
+            raise
+        for line in f"error: {told}".split("\n"):
+            click.echo(_show.fitted(line, 10 if line.startswith("  ") else 2, stderr=True), err=True)
+        sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _of_the_system(error: OSError) -> PlaitError | None:
+def _of_the_system(error: Exception) -> PlaitError | None:
     """What a disk, its permissions or its names have against a file that no other message is about; None for bugs of ours."""
     from plait.errors import PlaitError, reason
 
-    if error.errno not in REFUSALS:
+    if not isinstance(error, OSError) or error.errno not in REFUSALS:
         return None
     try:
         sys.stdout.flush()
@@ -109,4 +109,23 @@ def _of_the_system(error: OSError) -> PlaitError | None:
         wanted="space, permission, and names that it takes",
         found=reason(error),
         do="mend that, and run the command again",
+    )
+
+
+def _of_a_loaded_file(error: Exception) -> PlaitError | None:
+    """What a method of the user's own raised, as its author must see it; None for bugs of ours."""
+    import traceback
+
+    from plait.errors import PlaitError
+    from plait.methods import loaded
+
+    files = {method.function.__code__.co_filename for method in loaded.values()}
+    places = [place for place in traceback.extract_tb(error.__traceback__) if place.filename in files]
+    if not places:
+        return None
+    return PlaitError(
+        f"{places[-1].filename}, line {places[-1].lineno}, {places[-1].name} failed",
+        wanted="a method that takes these models",
+        found=f"{type(error).__name__}: {error}",
+        do="mend the file; 'plait methods --check' with it tries its methods",
     )

@@ -87,7 +87,7 @@ def compare(
     if not pairing.pairs:
         raise PlanError(
             "the models share no tensor",
-            wanted="tensors with the same names and shapes",
+            wanted="tensors with the same names and shapes, of floating numbers of 8 bits or more",
             found="; ".join(f"{side.name}: {_example(side)}" for side in sides),
             do="compare models of one architecture and size",
         )
@@ -108,7 +108,7 @@ def _nbytes(side: Side, name: str) -> int:
 def _example(side: Side) -> str:
     specs = side.checkpoint.specs
     name = max(specs, key=lambda n: specs[n].numel, default=None)
-    return f"{name} {list(specs[name].shape)}" if name else "no tensor"
+    return f"{name} {specs[name]}" if name else "no tensor"
 
 
 def _nothing(models: int) -> Sums:
