@@ -175,9 +175,10 @@ def _pieces(plan: Plan, step: Step, piece: int) -> int:
 
 
 def _block(plan: Plan, piece: int) -> int:
-    """Bytes of what is written at once: of a block, or of a piece that is larger, having long rows."""
-    largest = min(BLOCK, ROOMY * piece)
-    for step in _kinds(plan).values():
+    """Bytes of what is written at once: of a block, or of a piece that is larger, having long rows; of no more than a tensor."""
+    kinds = _kinds(plan).values()
+    largest = min(BLOCK, ROOMY * piece, max((step.spec.nbytes for step in kinds), default=0))
+    for step in kinds:
         made = task(plan, step, in_order=True, piece=piece)
         cuts = made.cuts() if isinstance(made, Copy) else made.cuts(made.written)
         rows = max((stop - start for start, stop in cuts), default=0) if made.fused else 0

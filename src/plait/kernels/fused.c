@@ -5,7 +5,7 @@
  * Included by kernels.c. What is done to an entry is what the functions there, and the PyTorch code in ops/, do to it.
  */
 #define MOST 16             /* inputs */
-#define WINDOWS (512 * STRIP) /* bytes of all inputs that are read at once: they stay in the second cache */
+#define WINDOWS (768 * STRIP) /* bytes of all inputs that are read at once: they stay in the second cache */
 #define STAGES 3 /* of an input */
 #define WORD 32  /* bits */
 #define INLINE static inline __attribute__((always_inline))
@@ -331,16 +331,53 @@ INLINE void agree(int k, float (*x)[STRIP], const float *w, int64_t m, float *re
 
 enum { SUM, ELECT, AGREE };
 
+INLINE float bf16(const char *data, int64_t i) { return bits_to_float((uint32_t)((const uint16_t *)data)[i] << 16); }
+
+/* What `gather` and `sum` make of BF16 without stages, plus the base if `add`: all of it stays in registers. */
+INLINE void direct_of(
+    int k, int less, int add, const Window *v, const float *w, int64_t at, int64_t m, float *restrict out) {
+    for (int64_t i = 0; i < m; i++) {
+        float base = less ? bf16(v->base, at + i) : 0, total = 0;
+        for (int j = 0; j < k; j++) {
+            float x = bf16(v->data[j], at + i);
+            x = (less ? x - base : x) * w[j];
+            total = j ? total + x : x;
+        }
+        out[i] = add ? base + total : total;
+    }
+}
+
+INLINE void direct(int k, int less, int add, const Window *v, const float *w, int64_t at, int64_t m, float *restrict out) {
+#define BODY(k)                                                 \
+    less && add ? direct_of(k, 1, 1, v, w, at, m, out)          \
+        : less  ? direct_of(k, 1, 0, v, w, at, m, out)          \
+                : direct_of(k, 0, 0, v, w, at, m, out)
+    FOR_COUNT(k, BODY)
+#undef BODY
+}
+
+/* whether `direct` will do, as it does mostly */
+static int simple(const Group *g, int how) {
+    int found = how == SUM && g->count <= 4 && !g->left && (g->base.dtype < 0 || g->base.dtype == BF16);
+    for (int j = 0; j < g->count; j++) found &= !g->inputs[j].stages && g->inputs[j].source.dtype == BF16;
+    return found;
+}
+
 /* the merged entries, plus the base if `add`, rounded to a dtype; returns 1 if all that was written is finite, -1 if an input
  * cannot be read */
 FAST int plait_merge(
     Group *g, int how, const float *w, int normalize, float scale, int add, void *out, int dtype, int64_t n) {
     float x[MOST][STRIP], base[STRIP], merged[STRIP];
     Window window;
-    int finite = 1;
+    int finite = 1, plain = simple(g, how);
     for (int64_t at = 0, end = 0, m; at < n; at += m) {
         if (at == end && !(end = look(g, &window, at, n, n))) return -1;
         m = end - at < STRIP ? end - at : STRIP;
+        if (plain) {
+            direct(g->count, g->base.dtype >= 0, add, &window, w, at, m, merged);
+            finite &= put(merged, out, dtype, at, m);
+            continue;
+        }
         gather(g, &window, at, m, base, x);
         if (how == SUM)
             sum(g->count, x, w, m, merged);

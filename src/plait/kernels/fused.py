@@ -17,7 +17,7 @@ from typing import Any
 from plait.kernels import call
 
 MOST = 16  # inputs of one tensor
-WINDOW = 512 * 960  # bytes of all inputs that are read from files at once
+WINDOW = 768 * 960  # bytes of all inputs that are read from files at once
 STAGES = 3  # of one input
 MEMO = 1 << 24  # bytes that are remembered of one input until its tensor is done
 DRAWN = 1 << 23  # bytes of these that say which entries were drawn
