@@ -112,8 +112,8 @@ def made_elsewhere(folder: Path, hidden: int, layers: int) -> list[Path]:
     return [folder / f"m{i}" for i in range(4)]
 
 
-def forget(paths: list[Path]) -> None:
-    """Drop files from the page cache, and let some time pass.
+def forget(paths: list[Path], rest: float) -> None:
+    """Drop files from the page cache, and let some seconds pass.
 
     A virtual machine may give freed memory back to its host within seconds, after which each page of it costs time anew; so
     programs find memory as on a machine where nothing has just been dropped, and all find the same.
@@ -122,7 +122,7 @@ def forget(paths: list[Path]) -> None:
     for path in paths:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    time.sleep(5)
+    time.sleep(rest)
 
 
 def remember(paths: list[Path]) -> None:
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--slow-runs", type=int, default=1, help=f"runs of {SLOW}, with a peer")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds")
     parser.add_argument("--cold", action="store_true", help="inputs are not in the page cache")
+    parser.add_argument("--rest", type=float, default=5, help="seconds to wait after dropping them")
     parser.add_argument(
         "--slow", type=int, help="MB a second that the disk reads, and writes; inputs are not in the cache"
     )
@@ -204,7 +205,7 @@ def main() -> None:
                     if who == "floor":
                         out.mkdir()
                     if where in ("cold", "slow"):
-                        forget(weights)
+                        forget(weights, options.rest)
                     os.sync()
                     f = measured(command, folder, group=group)
                     took[name, who] = f.wall + 1
