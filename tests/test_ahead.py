@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
 
 import make
 import plait
+from plait.checkpoint.ahead import ahead, cached
+from plait.checkpoint.files import StoredFiles
+from plait.kernels import library
 from plait.plan import Plan
 from plait.run import Ahead, run
 
@@ -18,7 +24,6 @@ from plait.run import Ahead, run
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setattr("plait.run.AHEAD", 4096)
-    monkeypatch.setattr("plait.checkpoint.ahead.cached", lambda file, offset: False)
     models = [make.model(tmp_path / name, i, hidden=64, vocab=300) for i, name in enumerate("ab")]
     return plait.merge(make.recipe("ties", models[1], base=models[0], parameters={"weight": 1, "density": 0.5})).plan
 
@@ -26,7 +31,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 def test_all_that_is_read(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte once, a step after the other, both inputs side by side."""
     told = list[tuple[int, int, int]]()
-    monkeypatch.setattr(os, "posix_fadvise", lambda file, at, nbytes, _: told.append((file, at, nbytes)))
+    monkeypatch.setattr("plait.checkpoint.files.ahead", lambda *asked: told.append(asked))
     monkeypatch.setattr(Ahead, "LIMIT", 20_000)
     run(plan, lambda name, row, piece: time.sleep(0.001), threads=2)
     spans = [
@@ -49,7 +54,7 @@ def test_all_that_is_read(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_further_than_the_limit(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits for what it fetched to be used, and ends when the work does."""
     told = list[int]()
-    monkeypatch.setattr(os, "posix_fadvise", lambda file, at, nbytes, _: told.append(nbytes))
+    monkeypatch.setattr("plait.checkpoint.files.ahead", lambda file, at, nbytes: told.append(nbytes))
     monkeypatch.setattr(Ahead, "LIMIT", 20_000)
     with Ahead(plan, plan.steps) as fetched:
         time.sleep(0.2)
@@ -61,24 +66,92 @@ def test_no_further_than_the_limit(plan: Plan, monkeypatch: pytest.MonkeyPatch) 
     assert not [thread for thread in threading.enumerate() if thread.name == "plait-ahead"]
 
 
-@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux says what is in the page cache")
-def test_what_is_in_the_page_cache(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not told of what it has already: of files just written nothing, of one put out of the cache all of it."""
-    monkeypatch.undo()
-    told = list[int]()
-    tell = os.posix_fadvise
-    monkeypatch.setattr(os, "posix_fadvise", lambda file, at, nbytes, _: told.append(file))
-    run(plan, lambda name, row, piece: None)
-    assert told == []
-    opened = plan.models[plan.steps[0].inputs[0].model].opened.checkpoint
-    file = opened.file(next(iter(opened.extents.values())).path)
+@pytest.fixture
+def dropped(tmp_path: Path) -> Iterator[int]:
+    """A file of 40 MB of which the page cache has nothing."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(40 << 20))
+    file = os.open(path, os.O_RDWR)
     os.fsync(file)
-    tell(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    try:
-        os.preadv(file, [bytearray(1)], 0, os.RWF_NOWAIT)
-    except OSError:
-        pass
-    else:
+    drop(file)
+    yield file
+    os.close(file)
+
+
+def drop(file: int) -> None:
+    if library() is None or sys.platform != "linux":
+        pytest.skip("only Linux says what is in the page cache, and only to the kernels")
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached(file, 0) is not False:
         pytest.skip("this file system keeps what it was told to drop")
-    run(plan, lambda name, row, piece: None)
-    assert set(told) == {file}
+
+
+def pages(file: int) -> list[bool | None]:
+    return [cached(file, at) for at in range(0, os.fstat(file).st_size, PAGESIZE)]
+
+
+def test_all_of_it_comes(dropped: int) -> None:
+    """Also where it is more than the system ever reads ahead: it would leave out the rest without a word."""
+    ahead(dropped, PAGESIZE, 38 << 20)
+    until = time.monotonic() + 60
+    wanted = [False] + [True] * ((38 << 20) // PAGESIZE)
+    while (found := pages(dropped))[: len(wanted)] != wanted and time.monotonic() < until:
+        time.sleep(0.01)
+    assert found[: len(wanted)] == wanted
+    assert not any(found[len(wanted) :])
+
+
+def test_asking_brings_nothing(dropped: int) -> None:
+    """A page that came by itself would cut in two what is read ahead later."""
+    asked = [cached(dropped, at) for at in range(0, 40 << 20, 5 << 20)]
+    time.sleep(0.1)
+    assert asked == [False] * 8
+    assert not any(pages(dropped))
+    assert cached(dropped, 41 << 20) is False  # beyond its end
+    os.pread(dropped, 1, 7 << 20)
+    assert cached(dropped, 7 << 20) is True
+
+
+def test_files_of_others(dropped: int) -> None:
+    """Of these the system says that it has all, be it true or not; so they are fetched whatever it says."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        try:
+            assert cached(dropped, 0) is None
+            ahead(dropped, 0, PAGESIZE)
+        finally:
+            os.seteuid(0)
+        until = time.monotonic() + 60
+        while not cached(dropped, 0) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert cached(dropped, 0) is True
+    else:
+        with open("/etc/passwd") as file:
+            assert cached(file.fileno(), 0) is None
+
+
+def test_without_kernels(dropped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[tuple[int, int, int, int]]()
+    monkeypatch.setattr("plait.kernels.library", lambda: None)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *asked: told.append(asked))
+    assert cached(dropped, 0) is None
+    ahead(dropped, 0, 1 << 20)
+    assert told == [(dropped, 0, 1 << 20, os.POSIX_FADV_WILLNEED)]
+
+
+def test_a_merge_fetches_its_inputs(plan: Plan) -> None:
+    """From a disk: every page of every weight, and nothing is told where all of it is there."""
+    files = {
+        opened.file(extent.path): extent.path
+        for model in plan.models
+        if isinstance(opened := model.opened.checkpoint, StoredFiles)
+        for extent in opened.extents.values()
+    }
+    for file in files:
+        os.fsync(file)
+        drop(file)
+    with Ahead(plan, plan.steps):
+        until = time.monotonic() + 60
+        while not all(page for file in files for page in pages(file)[1:]) and time.monotonic() < until:
+            time.sleep(0.01)
+    assert all(page for file in files for page in pages(file)[1:])

@@ -130,14 +130,6 @@ def _stored(plan: Plan, source: Input, number: int) -> Stored:
     )
 
 
-def ahead(plan: Plan, steps: Iterable[Step]) -> None:
-    """Have the system fetch the beginning of what these steps read."""
-    for step in steps:
-        for source in step.sources():
-            if opened := _files(plan, source):
-                opened.ahead(source.name)
-
-
 class Ahead:
     """A thread that has the system fetch what steps will read, in their order and some way before them: the disk is never idle.
 

@@ -7,43 +7,49 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from plait.checkpoint.ahead import ahead
-
 #: what follows `model:` or `base_model:` on a line, up to an adapter, a revision or a comment
 _MODEL = re.compile(r"""^[^#\n]*?\b(?:base_)?model:[ \t]*["']?([^\s"'#+@{}\[\],&*]+)""", re.MULTILINE)
 _RECIPE = 1 << 20  # characters of a recipe that are looked at
-STEP = 1 << 24  # bytes that are fetched at once: few calls, since each waits for the thread that loads
-LIMIT = 1 << 29  # bytes in all
+STEP = 1 << 23  # bytes that are fetched at once
+LIMIT = 1 << 30  # bytes in all
+SWITCH = (
+    0.0002  # seconds after which the thread that loads lets this one go on: a step takes the disk a few thousandths
+)
 
 
 @contextmanager
 def beginnings(recipe: str) -> Iterator[None]:
     """Fetch as long as the block lasts."""
-    enough = threading.Event()
+    enough, before = threading.Event(), sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH)
     threading.Thread(target=_fetch, args=(recipe, enough), name="plait-early", daemon=True).start()
     try:
         yield
     finally:
         enough.set()
+        sys.setswitchinterval(before)
 
 
 def _fetch(recipe: str, enough: threading.Event) -> None:
-    """A step of each model, then the next; a step waits until the one before has come, so that a slow disk is not kept busy."""
+    """A step of each model, then the next; two of each are under way at most, so that a slow disk is not kept busy."""
+    from plait.checkpoint.ahead import ahead
+
     with ExitStack() as opened, suppress(OSError):  # told when it is read
         files = [opened.enter_context(path.open("rb", buffering=0)) for path in weights(recipe)]
-        numbers = [file.fileno() for file in files]
+        sizes = {file.fileno(): os.fstat(file.fileno()).st_size for file in files}
         for at in range(0, LIMIT // max(1, len(files)), STEP):
-            for number in numbers:
+            for number, size in sizes.items():
                 if enough.is_set():
                     return
-                if at:
-                    os.pread(number, 1, at - 1)
-                ahead(number, at, STEP)
+                if at > STEP:
+                    os.pread(number, 1, at - STEP - 1)
+                ahead(number, at, min(STEP, size - at))
 
 
 def weights(recipe: str) -> list[Path]:

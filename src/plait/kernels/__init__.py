@@ -32,6 +32,9 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "count": (_LONG, _P, _LONG, _FLOAT),
     "keep": (None, _P, _LONG, _LONG, _FLOAT, _P),
     "drop": (None, _P, _P, _LONG, _FLOAT, _P),
+    # of ahead.c
+    "cached": (_INT, _INT, _LONG),
+    "ahead": (None, _INT, _LONG, _LONG),
     # of fused.c
     "merge": (_INT, _P, _INT, _P, _INT, _FLOAT, _INT, _P, _INT, _LONG),
     "sums": (_INT, _P, _INT, _LONG, _LONG, _P),

@@ -7,6 +7,7 @@
  * No function allocates, keeps state, or reads or writes outside the arrays and files that it is given.
  */
 #define _XOPEN_SOURCE 700
+#define _DEFAULT_SOURCE
 #define _FILE_OFFSET_BITS 64
 #include <errno.h>
 #include <math.h>
@@ -259,4 +260,5 @@ FAST void plait_drop(const float *restrict x, const float *restrict u, int64_t n
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * (u[i] < density ? 1.0f : 0.0f);
 }
 
+#include "ahead.c"
 #include "fused.c"

@@ -22,7 +22,7 @@ from plait.output.provenance import provenance
 from plait.output.sidefiles import clear, side_files
 from plait.output.whole import PROVENANCE, finished, json_text, refuse_other
 from plait.plan import Plan
-from plait.run import Progress, ahead, default_threads, run
+from plait.run import Ahead, Progress, default_threads, run
 from plait.writer import Writer, check_files, check_output, reserved
 
 _OTHERS = 64  # files that a process has open besides its models
@@ -79,29 +79,31 @@ def save(
     check_output(out, space, _inputs(plan), begins or perhaps)
     plan = fetch(plan, weights=not stream)
     check_files(2 * len(plan.shards) + _files(plan) + _OTHERS)
-    ahead(plan, plan.steps[:threads])
-    beside = side_files(plan, copy_tokenizer)
-    small = stamped(beside.copied.values())
-    facts = {**provenance(plan, hash_inputs, beside.chat_template), "side_files": dict(beside.origins)}
-    text = card(facts, title(out)) if write_card else None
-    choices: dict[str, object] = {
-        "copy_tokenizer": copy_tokenizer,
-        "write_card": write_card,
-        "allow_nonfinite": allow_nonfinite,
-    }
-    choices |= {"device": places[0].partition(":")[0]} if places else {}
-    facts |= {"stage": stage} if stage is not None else {}
-    facts |= {"options": {**options(plan), **choices}, "plan": digest(plan), "methods": own_methods(plan)}
-    texts = _texts(plan)
-    facts["output"]["files"] = beside.hashes() | {
-        name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()
-    }
-    if plan.recipe.path:  # paths in it are looked for beside it
-        facts["recipe_file"] = os.path.relpath(plan.recipe.path, out)
-    before = stamps(plan)
-    if perhaps and finished(out, facts, before):
-        files = [out / name for name in (*facts["output"]["shards"], *facts["output"]["files"], PROVENANCE)]
-        return Saved(out, tuple(files), len(plan.steps), plan.nbytes, time.monotonic() - begun, len(plan.steps), True)
+    with Ahead(plan, () if resume else plan.steps):  # the disk has something to do meanwhile
+        beside = side_files(plan, copy_tokenizer)
+        small = stamped(beside.copied.values())
+        facts = {**provenance(plan, hash_inputs, beside.chat_template), "side_files": dict(beside.origins)}
+        text = card(facts, title(out)) if write_card else None
+        choices: dict[str, object] = {
+            "copy_tokenizer": copy_tokenizer,
+            "write_card": write_card,
+            "allow_nonfinite": allow_nonfinite,
+        }
+        choices |= {"device": places[0].partition(":")[0]} if places else {}
+        facts |= {"stage": stage} if stage is not None else {}
+        facts |= {"options": {**options(plan), **choices}, "plan": digest(plan), "methods": own_methods(plan)}
+        texts = _texts(plan)
+        facts["output"]["files"] = beside.hashes() | {
+            name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()
+        }
+        if plan.recipe.path:  # paths in it are looked for beside it
+            facts["recipe_file"] = os.path.relpath(plan.recipe.path, out)
+        before = stamps(plan)
+        if perhaps and finished(out, facts, before):
+            files = [out / name for name in (*facts["output"]["shards"], *facts["output"]["files"], PROVENANCE)]
+            return Saved(
+                out, tuple(files), len(plan.steps), plan.nbytes, time.monotonic() - begun, len(plan.steps), True
+            )
     anew = perhaps and stage is not None
     check_output(out, space, _inputs(plan), begins or anew)
     again = force or stage is not None
