@@ -74,6 +74,37 @@ def slow_disk(folder: Path, rate: int) -> Iterator[Path]:
         sys.exit(f"a disk cannot be made slow here: {error}")
 
 
+#: a process that holds memory until its input ends
+HOLDER = """
+import mmap, sys
+memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)
+for at in range(0, len(memory), mmap.PAGESIZE):
+    memory[at] = 1
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def crowded(free: int) -> Iterator[None]:
+    """Another process holds all memory but so many bytes, as on a machine that is used for other things too; wants Linux.
+
+    Without it virtual machines may give freed memory back to their hosts within seconds, and what is read next pays for getting
+    it anew: more than for reading it, and not the same from run to run.
+    """
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    size = int(lines["MemAvailable"].split()[0]) * 1024 - free
+    if size <= 0:
+        sys.exit(f"these inputs, uncached, want {free / 1e9:.1f} GB of free memory")
+    with subprocess.Popen(
+        [sys.executable, "-S", "-E", "-c", HOLDER, str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield
+
+
 def plait(*arguments: object) -> list[str]:
     """The command line of this environment's plait."""
     return [str(Path(sys.executable).with_name("plait")), *map(str, arguments)]

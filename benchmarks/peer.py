@@ -5,8 +5,9 @@
 The floor reads every input with two threads and then writes as many bytes as the output has, onto the disk (past the page cache
 and with `fsync`, as plait does); it computes nothing. Rounds go through all merges, and each merge runs floor, plait and peer one
 after the other; `--budget` leaves out what would not end in time. Inputs are in the page cache, but for `--cold`, where they are
-dropped from it before each run, and `--slow`, where the disk has so many MB a second besides (Linux, root); `--memory` writes
-the outputs to a file system in memory, where the disk's speed plays no part. `table.py` makes of the JSON what the README shows.
+dropped from it before each run and another process holds the memory that they do not need (Linux; no peer, which would not find
+room), and `--slow`, where the disk has so many MB a second besides (Linux, root); `--memory` writes the outputs to a file system
+in memory, where the disk's speed plays no part. `table.py` makes of the JSON what the README shows.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
-from measure import machine, measured, plait, slow_disk
+from measure import crowded, machine, measured, plait, slow_disk
 
 FLOOR = """
 import mmap, os, sys
@@ -112,17 +114,12 @@ def made_elsewhere(folder: Path, hidden: int, layers: int) -> list[Path]:
     return [folder / f"m{i}" for i in range(4)]
 
 
-def forget(paths: list[Path], rest: float) -> None:
-    """Drop files from the page cache, and let some seconds pass.
-
-    A virtual machine may give freed memory back to its host within seconds, after which each page of it costs time anew; so
-    programs find memory as on a machine where nothing has just been dropped, and all find the same.
-    """
+def forget(paths: list[Path]) -> None:
+    """Drop files from the page cache."""
     os.sync()
     for path in paths:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    time.sleep(rest)
 
 
 def remember(paths: list[Path]) -> None:
@@ -149,7 +146,6 @@ def main() -> None:
     parser.add_argument("--slow-runs", type=int, default=1, help=f"runs of {SLOW}, with a peer")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds")
     parser.add_argument("--cold", action="store_true", help="inputs are not in the page cache")
-    parser.add_argument("--rest", type=float, default=5, help="seconds to wait after dropping them")
     parser.add_argument(
         "--slow", type=int, help="MB a second that the disk reads, and writes; inputs are not in the cache"
     )
@@ -159,12 +155,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where inputs are kept from run to run")
     parser.add_argument("--json", type=Path, help="a file to add the runs to")
     options = parser.parse_args()
+    if options.cold and options.peer:
+        parser.error("with --cold there is no room for a peer")
     began = time.monotonic()
     where = "slow" if options.slow else "cold" if options.cold else "memory" if options.memory else "disk"
     with (
         tempfile.TemporaryDirectory() as temporary,
         tempfile.TemporaryDirectory(dir="/dev/shm" if options.memory else None) as other,
         slow_disk(options.folder or Path(temporary), options.slow * 10**6) if options.slow else nullcontext() as group,
+        ExitStack() as crowd,
     ):
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(exist_ok=True, parents=True)
@@ -184,45 +183,53 @@ def main() -> None:
             flush=True,
         )
         took: dict[tuple[str, str], float] = {}
-        for number in range(max(options.runs, options.slow_runs)):
-            for name in options.merges.split(","):
-                if number >= (options.slow_runs if name in SLOW.split() and options.peer else options.runs):
-                    continue
-                path = folder / f"{name}.yml"
-                path.write_text(yaml.safe_dump(recipes(inputs, options.layers)[name]))
-                read = [w for w, p in zip(weights, inputs, strict=True) if str(p) in path.read_text()]
-                size = nbytes if name != "passthrough" else _stacked(options)
-                commands = {
-                    "floor": [sys.executable, "-S", "-E", "-c", FLOOR, *map(str, read), str(size), str(out / "floor")],
-                    "plait": plait("merge", path, out, "--quiet"),
-                }
-                if options.peer:
-                    commands["peer"] = [options.peer, str(path), str(out), *shlex.split(options.peer_options)]
-                if time.monotonic() - began + sum(took.get((name, who), 0) for who in commands) > options.budget:
-                    continue
-                for who, command in commands.items():
-                    shutil.rmtree(out, ignore_errors=True)
-                    if who == "floor":
-                        out.mkdir()
-                    if where in ("cold", "slow"):
-                        forget(weights, options.rest)
-                    os.sync()
-                    f = measured(command, folder, group=group)
-                    took[name, who] = f.wall + 1
-                    runs.append(
-                        {
-                            "merge": name,
-                            "who": who,
-                            "where": where,
-                            "round": number,
-                            "input_bytes": nbytes,
-                            "load": os.getloadavg()[0],
-                            **vars(f),
-                        }
-                    )
-                    print(f"{name:16s}{who:6s}{f.wall:8.2f} s {f.cpu:8.2f} s CPU {f.peak:7.0f} MB", flush=True)
-                    if options.json:
-                        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        turns = list(product(range(max(options.runs, options.slow_runs)), options.merges.split(",")))
+        held = 0
+        if options.cold:
+            turns.sort(key=lambda turn: options.merges.split(",").index(turn[1]))
+        for number, name in turns:
+            if number >= (options.slow_runs if name in SLOW.split() and options.peer else options.runs):
+                continue
+            path = folder / f"{name}.yml"
+            path.write_text(yaml.safe_dump(recipes(inputs, options.layers)[name]))
+            read = [w for w, p in zip(weights, inputs, strict=True) if str(p) in path.read_text()]
+            size = nbytes if name != "passthrough" else _stacked(options)
+            commands = {
+                "floor": [sys.executable, "-S", "-E", "-c", FLOOR, *map(str, read), str(size), str(out / "floor")],
+                "plait": plait("merge", path, out, "--quiet"),
+            }
+            if options.peer:
+                commands["peer"] = [options.peer, str(path), str(out), *shlex.split(options.peer_options)]
+            if time.monotonic() - began + sum(took.get((name, who), 0) for who in commands) > options.budget:
+                continue
+            if options.cold and held != len(read):
+                held = len(read)
+                forget(weights)
+                crowd.close()
+                crowd.enter_context(crowded(held * nbytes + 10**9))
+            for who, command in commands.items():
+                shutil.rmtree(out, ignore_errors=True)
+                if who == "floor":
+                    out.mkdir()
+                if where in ("cold", "slow"):
+                    forget(weights)
+                os.sync()
+                f = measured(command, folder, group=group)
+                took[name, who] = f.wall + 1
+                runs.append(
+                    {
+                        "merge": name,
+                        "who": who,
+                        "where": where,
+                        "round": number,
+                        "input_bytes": nbytes,
+                        "load": os.getloadavg()[0],
+                        **vars(f),
+                    }
+                )
+                print(f"{name:16s}{who:6s}{f.wall:8.2f} s {f.cpu:8.2f} s CPU {f.peak:7.0f} MB", flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(found, indent=1) + "\n")
         shutil.rmtree(out, ignore_errors=True)
 
 

@@ -24,9 +24,9 @@ int plait_cached(int file, int64_t at) {
     return found;
 }
 
-/* Has the system fetch some bytes of a file, unless it has both ends of them: it would look at every page between. */
+/* Has the system fetch some bytes of a file, unless they are many and it has both ends: it would look at every page between. */
 void plait_ahead(int file, int64_t at, int64_t nbytes) {
-    if (nbytes <= 0 || (plait_cached(file, at) == 1 && plait_cached(file, at + nbytes - 1) == 1)) return;
+    if (nbytes > ASKED && plait_cached(file, at) == 1 && plait_cached(file, at + nbytes - 1) == 1) return;
 #ifdef __linux__
     for (int64_t end = at + nbytes; at < end; at += ASKED)
         posix_fadvise(file, (off_t)at, (off_t)(end - at < ASKED ? end - at : ASKED), POSIX_FADV_WILLNEED);
