@@ -5,9 +5,9 @@
 The floor reads every input with two threads and then writes as many bytes as the output has, onto the disk (past the page cache
 and with `fsync`, as plait does); it computes nothing. Rounds go through all merges, and each merge runs floor, plait and peer one
 after the other; `--budget` leaves out what would not end in time. Inputs are in the page cache, but for `--cold`, where they are
-dropped from it before each run and another process holds the memory that they do not need (Linux; no peer, which would not find
-room), and `--slow`, where the disk has so many MB a second besides (Linux, root); `--memory` writes the outputs to a file system
-in memory, where the disk's speed plays no part. `table.py` makes of the JSON what the README shows.
+dropped from it before each run and another process holds the memory that they do not need (Linux; one merge after the other, and
+no peer, which would not find room), and `--slow`, where the disk has so many MB a second besides (Linux, root); `--memory` writes
+the outputs to a file system in memory, where the disk's speed plays no part. `table.py` makes of the JSON what the README shows.
 """
 
 from __future__ import annotations

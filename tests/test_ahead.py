@@ -112,6 +112,19 @@ def test_asking_brings_nothing(dropped: int) -> None:
     assert cached(dropped, 7 << 20) is True
 
 
+def test_what_is_there_is_not_asked_for(dropped: int) -> None:
+    """The system would look at every page: both ends are looked at instead, so that a middle which is missing stays so."""
+    nbytes = 32 << 20
+    for at in (0, nbytes - PAGESIZE):
+        ahead(dropped, at, PAGESIZE)
+    until = time.monotonic() + 60
+    while sum(map(bool, pages(dropped))) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    ahead(dropped, 0, nbytes)
+    time.sleep(0.1)
+    assert sum(map(bool, pages(dropped))) == 2
+
+
 def test_files_of_others(dropped: int) -> None:
     """Of these the system says that it has all, be it true or not; so they are fetched whatever it says."""
     if os.geteuid() == 0:
@@ -140,9 +153,9 @@ def test_without_kernels(dropped: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_merge_fetches_its_inputs(plan: Plan) -> None:
-    """From a disk: every page of every weight, and nothing is told where all of it is there."""
+    """From a disk: every page of every weight."""
     files = {
-        opened.file(extent.path): extent.path
+        opened.file(extent.path)
         for model in plan.models
         if isinstance(opened := model.opened.checkpoint, StoredFiles)
         for extent in opened.extents.values()

@@ -20,7 +20,7 @@ def fingerprint(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     places = [max(0, size - SAMPLE) * i // (SAMPLES - 1) for i in range(SAMPLES)]
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=SAMPLE) as file:
         for place in places:  # a disk that is busy with what is read ahead would make each wait for its turn
             ahead(file.fileno(), place, SAMPLE)
         for place in places:
