@@ -32,7 +32,7 @@ def test_all_that_is_read(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte once, a step after the other, both inputs side by side."""
     told = list[tuple[int, int, int]]()
     monkeypatch.setattr("plait.checkpoint.files.ahead", lambda *asked: told.append(asked))
-    monkeypatch.setattr(Ahead, "LIMIT", 20_000)
+    monkeypatch.setattr("plait.run.LIMIT", 20_000)
     run(plan, lambda name, row, piece: time.sleep(0.001), threads=2)
     spans = [
         (opened.file(extent.path), extent.offset, extent.offset + extent.spec.nbytes)
@@ -55,7 +55,7 @@ def test_no_further_than_the_limit(plan: Plan, monkeypatch: pytest.MonkeyPatch) 
     """It waits for what it fetched to be used, and ends when the work does."""
     told = list[int]()
     monkeypatch.setattr("plait.checkpoint.files.ahead", lambda file, at, nbytes: told.append(nbytes))
-    monkeypatch.setattr(Ahead, "LIMIT", 20_000)
+    monkeypatch.setattr("plait.run.LIMIT", 20_000)
     with Ahead(plan, plan.steps) as fetched:
         time.sleep(0.2)
         before = sum(told)
@@ -66,11 +66,15 @@ def test_no_further_than_the_limit(plan: Plan, monkeypatch: pytest.MonkeyPatch) 
     assert not [thread for thread in threading.enumerate() if thread.name == "plait-ahead"]
 
 
+SIZE = 80 << 20
+MORE = 16 << 20  # bytes that may come unasked
+
+
 @pytest.fixture
 def dropped(tmp_path: Path) -> Iterator[int]:
-    """A file of 40 MB of which the page cache has nothing."""
+    """A file of 80 MB of which the page cache has nothing."""
     path = tmp_path / "weights"
-    path.write_bytes(bytes(40 << 20))
+    path.write_bytes(bytes(SIZE))
     file = os.open(path, os.O_RDWR)
     os.fsync(file)
     drop(file)
@@ -90,15 +94,19 @@ def pages(file: int) -> list[bool | None]:
     return [cached(file, at) for at in range(0, os.fstat(file).st_size, PAGESIZE)]
 
 
-def test_all_of_it_comes(dropped: int) -> None:
-    """Also where it is more than the system ever reads ahead: it would leave out the rest without a word."""
-    ahead(dropped, PAGESIZE, 38 << 20)
-    until = time.monotonic() + 60
-    wanted = [False] + [True] * ((38 << 20) // PAGESIZE)
-    while (found := pages(dropped))[: len(wanted)] != wanted and time.monotonic() < until:
+@pytest.mark.parametrize("step", [38 << 20, 4 << 20, 1 << 20, 100_000])
+@pytest.mark.parametrize("begin", [PAGESIZE, 5 * PAGESIZE + 17])
+def test_all_of_it_comes(dropped: int, begin: int, step: int) -> None:
+    """Also where it is more than the system ever reads ahead: it would leave out the rest without a word. And little else."""
+    end = begin + (38 << 20)
+    for at in range(begin, end, step):
+        ahead(dropped, at, min(step, end - at))
+    first, last, until = begin // PAGESIZE, (end - 1) // PAGESIZE + 1, time.monotonic() + 60
+    while not all((found := pages(dropped))[first:last]) and time.monotonic() < until:
         time.sleep(0.01)
-    assert found[: len(wanted)] == wanted
-    assert not any(found[len(wanted) :])
+    assert all(found[first:last])
+    assert not any(found[:first])
+    assert not any(found[last + MORE // PAGESIZE :])
 
 
 def test_asking_brings_nothing(dropped: int) -> None:
@@ -107,22 +115,22 @@ def test_asking_brings_nothing(dropped: int) -> None:
     time.sleep(0.1)
     assert asked == [False] * 8
     assert not any(pages(dropped))
-    assert cached(dropped, 41 << 20) is False  # beyond its end
+    assert cached(dropped, SIZE + (1 << 20)) is False  # beyond its end
     os.pread(dropped, 1, 7 << 20)
     assert cached(dropped, 7 << 20) is True
 
 
 def test_what_is_there_is_not_asked_for(dropped: int) -> None:
-    """The system would look at every page: both ends are looked at instead, so that a middle which is missing stays so."""
+    """The system would look at every page: both ends are looked at instead, and how far it has read on beyond them."""
     nbytes = 32 << 20
-    for at in (0, nbytes - PAGESIZE):
+    for at in (0, nbytes - PAGESIZE, nbytes + MORE):
         ahead(dropped, at, PAGESIZE)
     until = time.monotonic() + 60
-    while sum(map(bool, pages(dropped))) < 2 and time.monotonic() < until:
+    while sum(map(bool, pages(dropped))) < 3 and time.monotonic() < until:
         time.sleep(0.01)
     ahead(dropped, 0, nbytes)
     time.sleep(0.1)
-    assert sum(map(bool, pages(dropped))) == 2
+    assert sum(map(bool, pages(dropped))) == 3
 
 
 def test_files_of_others(dropped: int) -> None:

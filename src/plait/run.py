@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from plait.checkpoint.ahead import LIMIT
 from plait.checkpoint.dtypes import torch_dtype
 from plait.checkpoint.files import AHEAD, StoredFiles, failed
 from plait.compute import PIECE, Copy, Reader, Stored, Stream, Stretch, Task, gathered, stored
@@ -131,12 +132,7 @@ def _stored(plan: Plan, source: Input, number: int) -> Stored:
 
 
 class Ahead:
-    """A thread that has the system fetch what steps will read, in their order and some way before them: the disk is never idle.
-
-    `LIMIT` keeps what was fetched and not used small beside the memory of any machine.
-    """
-
-    LIMIT = 1 << 28  # bytes
+    """A thread that has the system fetch what steps will read, in their order and some way before them: the disk is not idle."""
 
     def __init__(self, plan: Plan, steps: Iterable[Step]) -> None:
         self._plan, self._steps = plan, steps
@@ -165,7 +161,7 @@ class Ahead:
             sizes = [opened.extents[name].spec.nbytes for opened, name in sources]
             for at in range(0, max(sizes, default=0), AHEAD):
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopped or self._fetched - self._used < self.LIMIT)
+                    self._changed.wait_for(lambda: self._stopped or self._fetched - self._used < LIMIT)
                     if self._stopped:
                         return
                     self._fetched += sum(min(AHEAD, max(0, size - at)) for size in sizes)

@@ -17,7 +17,6 @@ from pathlib import Path
 _MODEL = re.compile(r"""^[^#\n]*?\b(?:base_)?model:[ \t]*["']?([^\s"'#+@{}\[\],&*]+)""", re.MULTILINE)
 _RECIPE = 1 << 20  # characters of a recipe that are looked at
 STEP = 1 << 23  # bytes that are fetched at once
-LIMIT = 1 << 30  # bytes in all
 SWITCH = (
     0.0002  # seconds after which the thread that loads lets this one go on: a step takes the disk a few thousandths
 )
@@ -38,7 +37,7 @@ def beginnings(recipe: str) -> Iterator[None]:
 
 def _fetch(recipe: str, enough: threading.Event) -> None:
     """A step of each model, then the next; two of each are under way at most, so that a slow disk is not kept busy."""
-    from plait.checkpoint.ahead import ahead
+    from plait.checkpoint.ahead import LIMIT, ahead
 
     with ExitStack() as opened, suppress(OSError):  # told when it is read
         files = [opened.enter_context(path.open("rb", buffering=0)) for path in weights(recipe)]

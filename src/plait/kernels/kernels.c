@@ -6,8 +6,7 @@
  *
  * No function allocates, keeps state, or reads or writes outside the arrays and files that it is given.
  */
-#define _XOPEN_SOURCE 700
-#define _DEFAULT_SOURCE
+#define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
 #include <errno.h>
 #include <math.h>
