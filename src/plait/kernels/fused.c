@@ -356,9 +356,9 @@ INLINE void direct(int k, int less, int add, const Window *v, const float *w, in
 #undef BODY
 }
 
-/* whether `direct` will do, as it does mostly */
-static int simple(const Group *g, int how) {
-    int found = how == SUM && g->count <= 4 && !g->left && (g->base.dtype < 0 || g->base.dtype == BF16);
+/* whether all is BF16 and has no stages, as it is mostly */
+static int simple(const Group *g) {
+    int found = !g->left && (g->base.dtype < 0 || g->base.dtype == BF16);
     for (int j = 0; j < g->count; j++) found &= !g->inputs[j].stages && g->inputs[j].source.dtype == BF16;
     return found;
 }
@@ -369,7 +369,7 @@ FAST int plait_merge(
     Group *g, int how, const float *w, int normalize, float scale, int add, void *out, int dtype, int64_t n) {
     float x[MOST][STRIP], base[STRIP], merged[STRIP];
     Window window;
-    int finite = 1, plain = simple(g, how);
+    int finite = 1, plain = how == SUM && g->count <= 4 && simple(g);
     for (int64_t at = 0, end = 0, m; at < n; at += m) {
         if (at == end && !(end = look(g, &window, at, n, n))) return -1;
         m = end - at < STRIP ? end - at : STRIP;
@@ -457,43 +457,55 @@ FAST int plait_sums(Group *g, int kind, int64_t n, int64_t block, double *out) {
     return 0;
 }
 
+INLINE int32_t magnitude_of(float x) { return (int32_t)(float_to_bits(x) & 0x7FFFFFFFu); }
+
+/* where the bits of `m` WORDs are that are set, and how many: mostly two of a WORD at most, which takes no branch. `places` has room
+ * for two more. */
+INLINE int32_t places_of(const uint32_t *words, int64_t m, int32_t *places) {
+    int32_t found = 0;
+    for (int64_t i = 0; i < m; i++) {
+        uint64_t stop = 1ull << WORD, left = words[i];
+        int32_t next = found + __builtin_popcountll(left), begin = (int32_t)i * WORD;
+        places[found++] = begin + __builtin_ctzll(left | stop);
+        left &= left - 1;
+        places[found++] = begin + __builtin_ctzll(left | stop);
+        for (left &= left - 1; found < next; left &= left - 1) places[found++] = begin + __builtin_ctzll(left);
+        found = next;
+    }
+    return found;
+}
+
 /* how the magnitudes lie around each bracket; several brackets may look at one input */
 FAST int plait_select(Group *g, Bracket *brackets, int count, int64_t n) {
     float x[MOST][STRIP], base[STRIP], apart[STRIP];
     Window window;
+    int plain = simple(g);
+    for (int c = 0; c < count; c++) plain &= brackets[c].input >= 0;
     for (int64_t at = 0, end = 0, m; at < n; at += m) {
         if (at == end && !(end = look(g, &window, at, n, n))) return -1;
         m = end - at < STRIP ? end - at : STRIP;
-        gather(g, &window, at, m, base, x);
+        if (!plain) gather(g, &window, at, m, base, x);
         for (int c = 0; c < count; c++) {
             Bracket *b = brackets + c;
-            const float *of = apart;
-            if (b->input < 0)
-                variance(g->count, x, m, apart);
-            else
-                of = x[b->input];
-            uint32_t off[STRIP + WORD], low = b->low, span = b->span, high = low + span;
-            int32_t above = 0, zeros = 0, inside = 0;
-            for (int64_t i = 0; i < m; i++) {
-                uint32_t bits = float_to_bits(of[i]) & 0x7FFFFFFFu;
-                above += bits >= high;
-                zeros += bits == 0;
-                off[i] = bits - low;
-                inside += bits - low < span;
+            int32_t bits[STRIP], places[STRIP + 2];
+            uint32_t inside[STRIP / WORD];
+            int64_t whole = (m + WORD - 1) / WORD * WORD;
+            const char *own = plain ? window.data[b->input] : 0, *less = window.base;
+            if (plain && less)
+                for (int64_t i = 0; i < m; i++) bits[i] = magnitude_of(bf16(own, at + i) - bf16(less, at + i));
+            else if (plain)
+                for (int64_t i = 0; i < m; i++) bits[i] = magnitude_of(bf16(own, at + i));
+            else {
+                if (b->input < 0) variance(g->count, x, m, apart);
+                const float *of = b->input < 0 ? apart : x[b->input];
+                for (int64_t i = 0; i < m; i++) bits[i] = magnitude_of(of[i]);
             }
-            for (int64_t i = m; i % WORD; i++) off[i] = UINT32_MAX;
-            b->above += above;
-            b->zeros += zeros;
-            if (!inside) continue;
-            /* 32 at a time: mostly there is none among them */
-            for (int64_t i = 0; i < m; i += WORD) {
-                uint32_t found = 0;
-                for (int l = 0; l < WORD; l++) found |= (uint32_t)(off[i + l] < span) << l;
-                for (; found; found &= found - 1) {
-                    uint32_t place = off[i + __builtin_ctz(found)];
-                    b->counts[place >> b->shift]++;
-                }
-            }
+            for (int64_t i = m; i < whole; i++) bits[i] = 0;
+            CHOSEN(around)(bits, whole, b, inside);
+            b->zeros -= whole - m;
+            if (m < whole) inside[m / WORD] &= (1u << m % WORD) - 1;
+            int32_t found = places_of(inside, whole / WORD, places);
+            for (int32_t i = 0; i < found; i++) b->counts[((uint32_t)bits[places[i]] - b->low) >> b->shift]++;
         }
     }
     return 0;

@@ -12,7 +12,7 @@
 #define LONG (BYTES / 8)  /* doubles in a vector */
 typedef uint32_t Words __attribute__((vector_size(BYTES), aligned(4), may_alias));
 typedef float Strand __attribute__((vector_size(BYTES), aligned(4), may_alias));
-typedef int32_t Signs __attribute__((vector_size(BYTES)));
+typedef int32_t Signs __attribute__((vector_size(BYTES), aligned(4), may_alias));
 typedef float Floats __attribute__((vector_size(BYTES / 2), aligned(4), may_alias));
 typedef double Doubles __attribute__((vector_size(BYTES), may_alias));
 
@@ -86,6 +86,39 @@ LEVEL INLINE Doubles NAMED(magnitude)(const float *x) {
     return __builtin_convertvector((Floats)((Bits)(*(const Floats *)x) & 0x7FFFFFFF), Doubles);
 }
 #endif
+
+/* a bit, from the lowest, for each number above `limit` */
+LEVEL INLINE uint32_t NAMED(marks)(Signs x, int32_t limit) {
+#if BYTES == 64
+    return _mm512_cmpgt_epi32_mask((__m512i)x, _mm512_set1_epi32(limit));
+#elif BYTES == 32
+    return (uint32_t)_mm256_movemask_ps((__m256)(x > limit));
+#else
+    uint32_t found = 0;
+    for (int l = 0; l < SHORT; l++) found |= (uint32_t)(x[l] > limit) << l;
+    return found;
+#endif
+}
+
+/* Counts the magnitudes above a bracket and those that are 0, and marks those inside with a bit each. There are whole WORDs of
+ * them. */
+LEVEL static void NAMED(around)(const int32_t *bits, int64_t m, Bracket *b, uint32_t *inside) {
+    int32_t low = (int32_t)(b->low - 1), high = (int32_t)(b->low + b->span - 1), above = 0;
+    Signs zeros = {0};
+    for (int64_t i = 0; i < m; i += WORD) {
+        uint32_t over = 0, from = 0;
+        for (int l = 0; l < WORD; l += SHORT) {
+            Signs own = *(const Signs *)(bits + i + l);
+            over |= NAMED(marks)(own, high) << l;
+            from |= NAMED(marks)(own, low) << l;
+            zeros -= own == 0;
+        }
+        above += __builtin_popcount(over);
+        inside[i / WORD] = from & ~over;
+    }
+    b->above += above;
+    for (int l = 0; l < SHORT; l++) b->zeros += zeros[l];
+}
 
 /* products of two floats are exact in doubles: multiplied and added at once they are the same */
 #if defined(__GNUC__) && !defined(__clang__)
