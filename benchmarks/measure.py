@@ -90,8 +90,7 @@ sys.stdin.read()
 def crowded(free: int) -> Iterator[None]:
     """Another process holds all memory but so many bytes, as on a machine that is used for other things too; wants Linux.
 
-    Without it virtual machines may give freed memory back to their hosts within seconds, and what is read next pays for getting
-    it anew: more than for reading it, and not the same from run to run.
+    See `fill` for why.
     """
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     size = int(lines["MemAvailable"].split()[0]) * 1024 - free
@@ -103,6 +102,20 @@ def crowded(free: int) -> Iterator[None]:
         assert process.stdout
         process.stdout.readline()
         yield
+
+
+def fill(path: Path, nbytes: int) -> None:
+    """Fill so much of the page cache with a file that is all hole, as memory is full of files that nobody wants any more.
+
+    Memory that is free, virtual machines give back to their hosts within seconds, and what is read next pays for getting it anew:
+    more than for reading it, and the more the longer it takes.
+    """
+    path.unlink(missing_ok=True)
+    buffer = bytearray(1 << 20)
+    with path.open("xb+", buffering=0) as file:
+        file.truncate(nbytes)
+        while file.readinto(buffer):
+            pass
 
 
 def plait(*arguments: object) -> list[str]:
